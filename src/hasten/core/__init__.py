@@ -1,0 +1,1 @@
+"""Nouns, errors, the run folder and the guarded child process. No algorithm lives here."""
