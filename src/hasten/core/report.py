@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
@@ -28,9 +29,7 @@ def _value(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-@functools.cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+_adapter: Callable[[object], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 class _Json:

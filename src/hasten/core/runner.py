@@ -1,0 +1,122 @@
+"""A packed network, running in its own process.
+
+The folder that an engine packed holds `load.py`; the process executes that very file, so what is measured is what the user
+receives.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.child import Child, Reply
+from hasten.core.network import Arrays
+
+_run: Callable[..., Arrays] | None = None
+
+
+class Runner:
+    """A callable on arrays in its own worker process. A context manager; leaving it kills the process.
+
+    Args:
+        folder: what an engine packed.
+        deadline_s: seconds that loading, or one request, may take.
+        memory_bytes: address space that the process may take.
+        fixed_batch: the only batch size that the network takes; calls are cut and padded to it.
+
+    Raises:
+        ChildFailed: if the network cannot be loaded, crashes or hangs.
+    """
+
+    def __init__(
+        self, folder: Path, *, deadline_s: float = 120.0, memory_bytes: int | None = None, fixed_batch: int | None = None
+    ) -> None:
+        self._folder = folder
+        self._deadline_s = deadline_s
+        self._fixed_batch = fixed_batch
+        self._child = Child(memory_bytes=memory_bytes)
+        try:
+            self._child.call("hasten.core.runner:_open", folder=str(folder), deadline_s=deadline_s)
+        except BaseException:
+            self._child.close()
+            raise
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, *inputs: np.ndarray[Any, Any]) -> Arrays:
+        """The outputs for one batch, a tuple of arrays."""
+        if not self._fixed_batch:
+            return self._child.call("hasten.core.runner:_call", *inputs, deadline_s=self._deadline_s).arrays
+        return self._piecewise(inputs, self._fixed_batch)
+
+    def outputs(self, inputs: Arrays, *, batch: int = 64) -> Arrays:
+        """The outputs for all examples, in batches."""
+        pieces = [self(*(np.asarray(a[start : start + batch]) for a in inputs)) for start in range(0, len(inputs[0]), batch)]
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    def time(self, inputs: Arrays, *, calls: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Nanoseconds of `calls` consecutive calls on `inputs`, measured inside the process."""
+        reply = self._child.call("hasten.core.runner:_time", *inputs, calls=calls, deadline_s=self._deadline_s)
+        times: np.ndarray[Any, np.dtype[np.int64]] = reply.arrays[0]
+        return times
+
+    def pause(self) -> None:
+        """Stops the process, so that its spinning threads leave the cores to another."""
+        self._child.pause()
+
+    def resume(self) -> None:
+        """Lets it run on."""
+        self._child.resume()
+
+    def peak_memory_bytes(self) -> int:
+        """Resident set of the process at its highest so far."""
+        return self._child.peak_memory_bytes()
+
+    def save(self, folder: Path) -> None:
+        """Copies the packed network to `folder`, which must not exist; it runs there without hasten."""
+        shutil.copytree(self._folder, folder)
+
+    def close(self) -> None:
+        """Kills the process."""
+        self._child.close()
+
+    def _piecewise(self, inputs: Arrays, size: int) -> Arrays:
+        pieces = []
+        for start in range(0, len(inputs[0]), size):
+            rows = [a[start : start + size] for a in inputs]
+            real = len(rows[0])
+            full = [np.concatenate([r, np.repeat(r[-1:], size - real, axis=0)]) if real < size else r for r in rows]
+            out = self._child.call("hasten.core.runner:_call", *full, deadline_s=self._deadline_s).arrays
+            pieces.append(tuple(o[:real] for o in out))
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+
+def _open(*, folder: str) -> None:
+    global _run
+    _run = runpy.run_path(str(Path(folder) / "load.py"))["load"](folder)
+
+
+def _call(*inputs: np.ndarray[Any, Any]) -> Reply:
+    assert _run is not None
+    return Reply(arrays=tuple(np.asarray(o) for o in _run(*inputs)))
+
+
+def _time(*inputs: np.ndarray[Any, Any], calls: int) -> Reply:
+    assert _run is not None
+    marks = np.empty(calls + 1, np.int64)
+    run, clock = _run, time.perf_counter_ns
+    marks[0] = clock()
+    for i in range(calls):
+        run(*inputs)
+        marks[i + 1] = clock()
+    return Reply(arrays=(np.diff(marks),))

@@ -1,0 +1,42 @@
+"""The settings that engines share: threads and the number format of floats."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+from hasten.measure import machine
+
+Precision = Literal["fp32", "bf16"]
+
+
+def check(threads: int, precision: Precision = "fp32") -> None:
+    """Raises ValueError on a setting that no machine has."""
+    if threads < 0:
+        raise ValueError(f"threads must be >= 0 (0 for all cores), got {threads}")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+
+
+def resolve(threads: int) -> int:
+    """The number of threads: 0 means every core of this machine."""
+    return threads or machine.cores()
+
+
+def thread_choices() -> tuple[int, ...]:
+    """All cores, and one where there are several: a small network loses more by waking threads than they bring."""
+    return (0, 1) if machine.cores() > 1 else (0,)
+
+
+def precision_choices() -> tuple[Precision, ...]:
+    """The float formats that this processor multiplies itself."""
+    return ("fp32", "bf16") if machine.has_bf16() else ("fp32",)
+
+
+def missing(package: str, precision: Precision = "fp32") -> str | None:
+    """Why an engine of `package` cannot run here, or None."""
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed; run: pip install {package}"
+    if precision == "bf16" and not machine.has_bf16():
+        return "this processor has no bfloat16 instructions"
+    return None
