@@ -61,8 +61,8 @@ class View:
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes `input0.npy`, …, `labels.npy` into `folder`, which must not exist yet."""
-        folder.mkdir(parents=True)
+        """Writes `input0.npy`, …, `labels.npy` into `folder`, an empty or a new one."""
+        folder.mkdir(parents=True, exist_ok=True)
         for i, array in enumerate(self.inputs):
             np.save(folder / f"input{i}.npy", array, allow_pickle=False)
         if self.labels is not None:

@@ -274,6 +274,7 @@ class Report(_Json):
     openings: tuple[Opening, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
+    batch: int = 1
     batches: tuple[int, ...] = (1,)
     artifact: str | None = None
     command: str = ""

@@ -1,0 +1,2 @@
+"""x"""
+from hasten.compress.quantize.static import QuantizeStatic

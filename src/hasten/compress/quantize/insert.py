@@ -1,0 +1,135 @@
+"""Writes a placement into the graph: integer weights and biases, pairs on the activations.
+
+Formulas: real = scale · (integer − zero point); weights symmetric, one scale per output channel,
+bias = round(b / (s_x · s_w)) in 32 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from hasten.compress.quantize.observe import Range
+from hasten.compress.quantize.place import Placement
+from hasten.compress.quantize.wiring import Array, Wiring, attribute
+
+_BIAS_TOP = 2**30  # leaves the upper half of 32 bits to the products that are added to the bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """How real numbers become integers.
+
+    Args:
+        weight_bits: of the weights, in [2, 8]; they are stored in 8.
+        per_channel: one scale for each output channel instead of one for all.
+        symmetric: activations with zero point 0 (int8, or uint8 where none is negative) instead of uint8 with any.
+    """
+
+    weight_bits: int
+    per_channel: bool
+    symmetric: bool
+
+
+def scale_and_zero_point(low: float, high: float, *, symmetric: bool) -> tuple[Array, Array]:
+    """The scale (float32) and zero point (int8 or uint8) for a range; zero is always met exactly.
+
+    >>> scale_and_zero_point(-1.0, 4.1, symmetric=False)
+    (array(0.02, dtype=float32), array(50, dtype=uint8))
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    signed = symmetric and low < 0
+    width = max(-low, high) / 127 if signed else (high - low) / 255
+    scale = np.float32(width) if width > np.finfo(np.float32).tiny else np.float32(1.0)
+    if signed:
+        return np.array(scale), np.array(0, dtype=np.int8)
+    return np.array(scale), np.array(np.clip(np.round(-low / float(scale)), 0, 255), dtype=np.uint8)
+
+
+def insert(wiring: Wiring, placement: Placement, ranges: Mapping[str, Range], numbers: Numbers) -> None:
+    """Turns the wiring into the Q/DQ graph."""
+    points = {t: scale_and_zero_point(*ranges[t], symmetric=numbers.symmetric) for t in set(placement.scale_of.values())}
+    for node in [n for n in wiring.nodes if n.name in set(placement.layers)]:
+        scale = float(points[placement.scale_of[node.input[0]]][0])
+        _quantize_layer(wiring, node, scale, numbers)
+    stored = {}
+    for tensor in sorted(points):
+        scale, zero = points[tensor]
+        stored[tensor] = [wiring.add_constant(f"{tensor}_scale", scale), wiring.add_constant(f"{tensor}_zero_point", zero)]
+    for tensor, source in placement.scale_of.items():
+        _pair(wiring, tensor, stored[source], placement)
+
+
+def channel_axis(node: NodeProto) -> int:
+    """The axis of the weights that counts output channels (within a group, for ConvTranspose)."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
+        return 0
+    return 1
+
+
+def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: float, numbers: Numbers) -> tuple[Array, Array]:
+    """Integers (int8) and their scales, (channels,) or () for one; a scale grows where the bias would not fit 32 bits."""
+    top = 2 ** (numbers.weight_bits - 1) - 1
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    needed = np.abs(weight).max(axis=others).astype(np.float64) / top
+    if bias is not None:
+        most = np.abs(bias).astype(np.float64).reshape(-1, weight.shape[axis]).max(axis=0)
+        needed = np.maximum(needed, most / (input_scale * _BIAS_TOP))
+    if not numbers.per_channel:
+        needed = needed.max()
+    scale = np.where(needed > np.finfo(np.float32).tiny, needed, 1.0).astype(np.float32)
+    along = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]) if scale.ndim else scale
+    return np.clip(np.round(weight / along), -top, top).astype(np.int8), scale
+
+
+def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers: Numbers) -> None:
+    weight = wiring.constant(node.input[1])
+    bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    assert weight is not None
+    axis = channel_axis(node)
+    integers, scale = round_weights(weight, bias, axis=axis, input_scale=input_scale, numbers=numbers)
+    node.input[1] = _constant_in_integers(wiring, f"{node.name}_weight", integers, scale, axis, before=node)
+    if bias is not None:
+        product = (np.float32(input_scale) * scale).astype(np.float32)
+        if product.ndim:
+            product = np.tile(product, bias.size // product.size)
+        rounded = np.round(bias.astype(np.float64) / product).astype(np.int32)
+        node.input[2] = _constant_in_integers(wiring, f"{node.name}_bias", rounded, product, 0, before=node)
+    wiring.rewire()
+
+
+def _constant_in_integers(
+    wiring: Wiring, name: str, integers: Array, scale: Array, axis: int, *, before: NodeProto
+) -> str:
+    """Stores integers with a DequantizeLinear in front of their reader; gives the name of the real values."""
+    inputs = [wiring.add_constant(f"{name}_quantized", integers), wiring.add_constant(f"{name}_scale", scale)]
+    inputs.append(wiring.add_constant(f"{name}_zero_point", np.zeros_like(scale, dtype=integers.dtype)))
+    out = f"{name}_dequantized"
+    axes = {"axis": axis} if scale.ndim else {}
+    wiring.nodes.insert(
+        wiring.nodes.index(before), helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}_dequantize", **axes)
+    )
+    return out
+
+
+def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:
+    """Puts a pair on a tensor. Only its integer readers read the pair, unless the tensor exists in integers only."""
+    maker, everyone = wiring.maker(tensor), tensor in placement.whole
+    readers = [n for n in wiring.readers(tensor) if everyone or n.name in placement.readers]
+    source, integers, out = tensor, f"{tensor}_quantized", f"{tensor}_dequantized"
+    if everyone and tensor in wiring.outputs:
+        assert maker is not None
+        source, out = f"{tensor}_float", tensor
+        maker.output[list(maker.output).index(tensor)] = source
+    for reader in readers:
+        for i, name in enumerate(reader.input):
+            reader.input[i] = out if name == tensor else name
+    at = 0 if maker is None else wiring.nodes.index(maker) + 1
+    wiring.nodes[at:at] = [
+        helper.make_node("QuantizeLinear", [source, *numbers], [integers], name=f"{tensor}_quantize"),
+        helper.make_node("DequantizeLinear", [integers, *numbers], [out], name=f"{tensor}_dequantize"),
+    ]
+    wiring.rewire()

@@ -1,0 +1,145 @@
+"""Ranges of activations: the float graph runs over the calibration batches, one observer chooses a range for each tensor.
+
+Memory stays bounded: a batch at a time, of which only extremes and histograms are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from hasten.core.data import View
+from hasten.core.errors import Unsupported
+
+Array = np.ndarray[Any, Any]
+Range = tuple[float, float]
+BATCH = 8
+BATCHES = 40
+_BINS = 2048
+_LEVELS = 256
+_TAIL = 1e-4  # share of the values that "percentile" cuts off, both ends together
+
+
+def observe(
+    model: onnx.ModelProto, tensors: Mapping[str, tuple[str, ...]], view: View, *, observer: str, batch: int = BATCH
+) -> dict[str, Range]:
+    """The range of each key of `tensors`, seen over all tensors in its value.
+
+    Args:
+        model: the graph in floats.
+        view: examples; the first `BATCHES * batch` of them are used.
+        observer: "minmax", "percentile", "mse" or "entropy".
+
+    Raises:
+        Unsupported: where an activation is infinite or not a number.
+    """
+
+    def batches() -> Iterator[dict[str, Array]]:
+        return watch(model, [t for group in tensors.values() for t in group], view, batch=batch)
+
+    extremes = _extremes(tensors, batches())
+    if observer == "minmax":
+        return extremes
+    histograms = _histograms(tensors, extremes, batches())
+    return {key: OBSERVERS[observer](histograms[key], *extremes[key]) for key in tensors}
+
+
+def watch(model: onnx.ModelProto, names: Iterable[str], view: View, *, batch: int) -> Iterator[dict[str, Array]]:
+    """Runs the graph in ONNX Runtime and gives the named tensors, batch by batch; a last incomplete batch is left out."""
+    import onnxruntime
+
+    inputs = [i.name for i in model.graph.input]
+    wanted = [name for name in dict.fromkeys(names) if name not in inputs]
+    open_model = onnx.ModelProto()
+    open_model.CopyFrom(model)
+    shown = {o.name for o in model.graph.output}
+    extra = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted if name not in shown]
+    open_model.graph.output.extend(extra)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # one order of summation, so the same file every time
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for count, piece in enumerate(view.batches(min(batch, len(view)))):
+        if count == BATCHES or len(piece) < min(batch, len(view)):
+            return
+        feed = dict(zip(inputs, piece.inputs, strict=True))
+        yield feed | dict(zip(wanted, session.run(wanted, feed), strict=True)) if wanted else feed
+
+
+def _extremes(tensors: Mapping[str, tuple[str, ...]], batches: Iterable[Mapping[str, Array]]) -> dict[str, Range]:
+    seen = dict.fromkeys(tensors, (np.inf, -np.inf))
+    for values in batches:
+        for key, group in tensors.items():
+            low = min(float(values[t].min()) for t in group)
+            high = max(float(values[t].max()) for t in group)
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise Unsupported(f"expected finite activations, but {key!r} reaches [{low}, {high}] on the calibration data")
+            seen[key] = min(seen[key][0], low), max(seen[key][1], high)
+    return seen
+
+
+def _histograms(
+    tensors: Mapping[str, tuple[str, ...]], extremes: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]
+) -> dict[str, Array]:
+    counts = {key: np.zeros(_BINS, dtype=np.int64) for key in tensors}
+    for values in batches:
+        for key, group in tensors.items():
+            for tensor in group:
+                counts[key] += np.histogram(values[tensor], bins=_BINS, range=_opened(*extremes[key]))[0]
+    return counts
+
+
+def _opened(low: float, high: float) -> Range:
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _percentile(counts: Array, low: float, high: float) -> Range:
+    """The range without the outer values, half of the tail at each end."""
+    edges = np.linspace(*_opened(low, high), _BINS + 1)
+    share = np.cumsum(counts) / counts.sum()
+    first, last = np.searchsorted(share, _TAIL / 2, side="right"), np.searchsorted(share, 1 - _TAIL / 2)
+    return float(edges[first]), float(edges[min(last + 1, _BINS)])
+
+
+def _mse(counts: Array, low: float, high: float) -> Range:
+    """The range [a·low, a·high] with the least squared error of rounding and clipping."""
+    return _best(counts, low, high, lambda centre, rounded, share: float(((centre - rounded) ** 2 * share).sum()))
+
+
+def _entropy(counts: Array, low: float, high: float) -> Range:
+    """The range [a·low, a·high] whose rounded values keep the distribution best: least Σ p·log(p/q)."""
+
+    def divergence(_: Array, rounded: Array, share: Array) -> float:
+        _, level = np.unique(rounded, return_inverse=True)
+        filled = share > 0
+        mass, bins = np.bincount(level, weights=share), np.bincount(level, weights=filled)
+        spread = mass[level] / np.maximum(bins[level], 1)
+        return float((share[filled] * np.log(share[filled] / spread[filled])).sum())
+
+    return _best(counts, low, high, divergence)
+
+
+def _best(counts: Array, low: float, high: float, loss: Callable[[Array, Array, Array], float]) -> Range:
+    edges = np.linspace(*_opened(low, high), _BINS + 1)
+    centre, share = (edges[:-1] + edges[1:]) / 2, counts / counts.sum()
+    best, least = (low, high), np.inf
+    for factor in np.linspace(1.0, 0.2, 81):
+        bottom, top = factor * min(low, 0.0), factor * max(high, 0.0)
+        scale = max((top - bottom) / (_LEVELS - 1), np.finfo(np.float32).tiny)
+        rounded = np.clip(np.round((centre - bottom) / scale), 0, _LEVELS - 1) * scale + bottom
+        cost = loss(centre, rounded, share)
+        if cost < least:
+            best, least = (float(bottom), float(top)), cost
+    return best
+
+
+OBSERVERS: Mapping[str, Callable[[Array, float, float], Range]] = {
+    "minmax": lambda _, low, high: (low, high),
+    "percentile": _percentile,
+    "mse": _mse,
+    "entropy": _entropy,
+}

@@ -1,0 +1,159 @@
+"""Where the pairs of QuantizeLinear and DequantizeLinear go: a pure function of the graph and the engine's profile.
+
+A *layer* (Conv, ConvTranspose, Gemm, MatMul) with constant weights is where integers pay; it calls for integers at its
+input. An integer operator without weights (Add, GlobalAveragePool, …) joins where its inputs hold integers anyway. A passing
+operator (MaxPool, Reshape, …) carries integers through with one scale on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnx import NodeProto, TensorProto
+
+from hasten.compress.quantize.normalise import plain_gemm
+from hasten.compress.quantize.wiring import Wiring, attribute
+from hasten.core.recipe import Profile
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FLOAT_RESULTS = frozenset({"Gemm", "MatMul"})
+_ACTIVATIONS = ("Relu", "Clip")
+_MANY_INPUTS = ("Concat",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The decision.
+
+    Args:
+        layers: names of the nodes whose weights become integers.
+        readers: names of all nodes that read their activations through a pair.
+        scale_of: for each tensor with a pair, the tensor whose scale and zero point it uses.
+        whole: the tensors of `scale_of` that exist in integers only, so that every reader reads the pair.
+    """
+
+    layers: tuple[str, ...]
+    readers: frozenset[str]
+    scale_of: dict[str, str]
+    whole: frozenset[str]
+
+
+def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Placement:
+    """The placement for an engine with this profile, leaving the nodes named in `keep` in floats."""
+    layers = [n for n in wiring.nodes if n.name not in keep and n.op_type in profile.integer_ops and is_layer(wiring, n)]
+    plan = _Plan(wiring=wiring, profile=profile, keep=frozenset(keep))
+    for layer in layers:
+        plan.join(layer)
+    plan.spread()
+    return Placement(
+        layers=tuple(n.name for n in layers),
+        readers=frozenset(plan.members),
+        scale_of={tensor: plan.leader(tensor) for tensor in plan.paired},
+        whole=frozenset(t for t in plan.paired if plan.made_in_integers(t)),
+    )
+
+
+def is_layer(wiring: Wiring, node: NodeProto) -> bool:
+    """Whether the node multiplies an activation with constant float32 weights."""
+    if node.op_type not in LAYERS or node.input[0] in wiring.constants or (node.op_type == "Gemm" and not plain_gemm(node)):
+        return False
+    weight = wiring.constants.get(node.input[1])
+    if weight is None or weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
+        return False
+    return all(name in wiring.constants for name in node.input[2:] if name)
+
+
+def float_results(profile: Profile) -> frozenset[str]:
+    """The integer operators that may hand out floats; behind the others the engine needs a pair too.
+
+    Engines that want symmetric activations (OpenVINO, TensorRT) compile an operator with whatever follows it and read a pair
+    as a range at an input. The others replace a node by its integer kernel, which writes integers, products excepted.
+    """
+    return profile.integer_ops if profile.symmetric_activations else _FLOAT_RESULTS
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """The decision while it grows: it only ever adds, so `spread` comes to an end."""
+
+    wiring: Wiring
+    profile: Profile
+    keep: frozenset[str]
+    members: dict[str, NodeProto] = field(default_factory=dict)
+    paired: dict[str, None] = field(default_factory=dict)  # an ordered set
+    behind: dict[str, NodeProto] = field(default_factory=dict)  # tensor that holds a member's result -> the member
+    _leader: dict[str, str] = field(default_factory=dict)
+
+    def join(self, node: NodeProto) -> None:
+        """Makes an integer operator a member: pairs on its activations, and behind it where it needs one."""
+        self.members[node.name] = node
+        result = self._result(node)
+        self.behind[result] = node
+        activations = node.input[:1] if is_layer(self.wiring, node) else node.input
+        for tensor in activations:
+            self.paired[tensor] = None
+        if node.op_type not in float_results(self.profile):
+            self.paired[result] = None
+
+    def spread(self) -> None:
+        """Lets passing and weightless operators join until none does."""
+        count = -1
+        while count != len(self.members) + len(self.paired):
+            count = len(self.members) + len(self.paired)
+            for node in self.wiring.nodes:
+                if node.name in self.members or node.name in self.keep:
+                    continue
+                if self._passes(node):
+                    self._join_passing(node)
+                elif self._weightless(node):
+                    self.join(node)
+
+    def made_in_integers(self, tensor: str) -> bool:
+        """Whether an integer operator, or one that carries integers, makes the tensor."""
+        return tensor in self.behind
+
+    def leader(self, tensor: str) -> str:
+        """The tensor whose scale this one uses."""
+        while tensor in self._leader:
+            tensor = self._leader[tensor]
+        return tensor
+
+    def _result(self, node: NodeProto) -> str:
+        """The tensor behind the node, or behind the activation that disappears into its output range."""
+        follower = self.wiring.only_reader(node.output[0])
+        fuses = self.profile.fuses_relu and follower is not None and follower.op_type in _ACTIVATIONS
+        return follower.output[0] if follower is not None and fuses else node.output[0]
+
+    def _passes(self, node: NodeProto) -> bool:
+        if node.op_type not in self.profile.passing_ops or (node.op_type == "MaxPool" and len(node.output) > 1):
+            return False
+        inputs = _data_inputs(node)
+        if any(name in self.wiring.constants for name in inputs) or attribute(node, "mode", b"nearest") != b"nearest":
+            return False
+        wanted = any(name in self.paired for name in node.output)
+        return wanted or all(self.made_in_integers(name) and name in self.paired for name in inputs)
+
+    def _join_passing(self, node: NodeProto) -> None:
+        self.members[node.name] = node
+        first, *others = (*_data_inputs(node), *node.output)
+        for tensor in (first, *others):
+            self.paired[tensor] = None
+        for tensor in node.output:
+            self.behind[tensor] = node
+        for tensor in others:
+            mine, theirs = self.leader(first), self.leader(tensor)
+            if mine != theirs:
+                self._leader[theirs] = mine
+
+    def _weightless(self, node: NodeProto) -> bool:
+        if node.op_type not in self.profile.integer_ops or node.op_type in LAYERS:
+            return False
+        inputs = list(node.input)
+        if any(name in self.wiring.constants or not name for name in inputs) or len([o for o in node.output if o]) != 1:
+            return False
+        made = [self.made_in_integers(name) for name in inputs]
+        return any(made) and all(m or name in self.paired for m, name in zip(made, inputs, strict=True))
+
+
+def _data_inputs(node: NodeProto) -> tuple[str, ...]:
+    return tuple(node.input) if node.op_type in _MANY_INPUTS else (node.input[0],)

@@ -1,0 +1,122 @@
+"""An ONNX graph with its wires laid open: which node makes a tensor, which nodes read it, which tensors are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from hasten.core.errors import Unsupported
+
+Array = np.ndarray[Any, Any]
+
+
+class Wiring:
+    """A working copy of a model; the model itself stays as it is.
+
+    Every node gets a name of its own: the one it has, or `<type>_<first output>` where that is empty or taken.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        graph = self._model.graph
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = tuple(i.name for i in graph.input if i.name not in self.constants)
+        self.outputs = tuple(o.name for o in graph.output)
+        kept_inputs = [i for i in graph.input if i.name in self.inputs]
+        for held in (graph.node, graph.initializer, graph.value_info, graph.input, graph.quantization_annotation):
+            del held[:]
+        graph.input.extend(kept_inputs)
+        self._name_nodes()
+        self.rewire()
+
+    def _name_nodes(self) -> None:
+        taken: set[str] = set()
+        for node in self.nodes:
+            if not node.name or node.name in taken:
+                node.name = f"{node.op_type}_{node.output[0]}"
+            taken.add(node.name)
+
+    def rewire(self) -> None:
+        """Looks up makers and readers again; call it after any change to `nodes` or to a node."""
+        self._maker = {name: node for node in self.nodes for name in node.output if name}
+        self._readers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+
+    def maker(self, tensor: str) -> NodeProto | None:
+        """The node that makes the tensor; None for an input of the graph and for a constant."""
+        return self._maker.get(tensor)
+
+    def readers(self, tensor: str) -> Sequence[NodeProto]:
+        """The nodes that read the tensor, in order."""
+        return self._readers.get(tensor, ())
+
+    def only_reader(self, tensor: str) -> NodeProto | None:
+        """The one node that reads the tensor; None if there are more or fewer, or if the tensor leaves the graph."""
+        readers = self.readers(tensor)
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def constant(self, tensor: str) -> Array | None:
+        """The value of a constant tensor, else None."""
+        found = self.constants.get(tensor)
+        return None if found is None else numpy_helper.to_array(found)
+
+    def add_constant(self, name: str, value: Array) -> str:
+        """Stores a constant under `name`, or under `name_2`, … where that is taken; gives the name used."""
+        free, count = name, 1
+        while free in self.constants or free in self._maker or free in self.inputs:
+            count += 1
+            free = f"{name}_{count}"
+        self.constants[free] = numpy_helper.from_array(np.asarray(value, order="C"), free)
+        return free
+
+    def remove(self, node: NodeProto, *, keep: str, drop: str) -> None:
+        """Takes a node out; whoever made or read the tensor `drop` makes or reads `keep`."""
+        self.nodes.remove(node)
+        for other in self.nodes:
+            for names in (other.input, other.output):
+                for i, name in enumerate(names):
+                    names[i] = keep if name == drop else name
+        self.rewire()
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of each tensor, as far as ONNX's shape inference can tell."""
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self.model()).graph
+        except onnx.shape_inference.InferenceError as why:
+            raise Unsupported(f"the shapes of the graph contradict each other: {why}") from why
+        values = (*inferred.input, *inferred.value_info, *inferred.output)
+        return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}
+
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return next((o.version for o in self._model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def model(self) -> onnx.ModelProto:
+        """The graph as it is now, without the constants that nothing reads and without recorded intermediate shapes."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph = model.graph
+        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(t for name, t in self.constants.items() if name in used)
+        return model
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute, or `default` where it is not given."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    """Gives the node's attribute a value, or takes it away where the value is None."""
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])

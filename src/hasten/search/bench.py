@@ -1,0 +1,163 @@
+"""Trying recipes: made in the workshop, run in a worker, scored on *select*, timed for ranking, written down.
+
+What goes wrong in a trial costs that trial alone: its reason is stored and the search goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core import folder
+from hasten.core.data import Array, View
+from hasten.core.errors import ChildFailed, HastenError, RunLocked, StorageError
+from hasten.core.network import Arrays
+from hasten.core.recipe import Recipe
+from hasten.core.report import Latency, Measurement, Trial
+from hasten.core.runner import Runner
+from hasten.core.score import Score
+from hasten.core.store import Store
+from hasten.measure import timing
+from hasten.search.catalogue import Settings
+from hasten.search.workshop import Workshop
+
+SCORING_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baseline:
+    """What the network as given answers on *select*, and what its score is held against."""
+
+    outputs: Arrays
+    target: Array
+    values: Array | None
+    score: float
+
+
+class Bench:
+    """Tries recipes for one run.
+
+    Args:
+        run: the run folder.
+        store: where trials are written down.
+        select: the view that every choice looks at.
+        score: what must not be lost.
+        settings: batch sizes.
+        workshop: makes packages.
+
+    The first recipe that is tried must be the network as given: its outputs are what the others are held against.
+    """
+
+    def __init__(self, run: Path, store: Store, select: View, score: Score, settings: Settings, workshop: Workshop) -> None:
+        self.run = run
+        self.store = store
+        self.select = select
+        self.score = score
+        self.settings = settings
+        self.workshop = workshop
+        self.baseline = self._recall()
+
+    def package(self, number: int) -> Path:
+        """Where the package of a trial lies."""
+        return self.run / "packages" / str(number)
+
+    def contestant(self, trial: Trial) -> timing.Contestant:
+        """The trial's package, ready to be launched."""
+        return timing.Contestant(folder=self.package(trial.number), fixed_batch=self.facts(trial.number)["fixed_batch"])
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Parameters, MACs and the fixed batch of a trial's network."""
+        found: dict[str, Any] = self.store.fact(f"network {number}") or {}
+        return found
+
+    def attempt(self, recipe: Recipe, progress: Callable[[float, str], None] | None = None) -> Trial:
+        """The trial of this recipe: remembered, or run now. Only a full disk, a lost lock or Ctrl-C gets out of here."""
+        trial = self.store.begin(recipe)
+        if trial.state != "running":
+            return trial
+        start = time.perf_counter()
+        try:
+            measurement = self._measure(recipe, trial.number, progress)
+        except (StorageError, RunLocked):
+            raise
+        except (HastenError, OSError, MemoryError, ValueError) as why:
+            if isinstance(why, OSError):
+                with folder.storage(self.run):
+                    raise
+            reason = str(why) or type(why).__name__
+            self.store.fail(trial.number, reason, seconds=time.perf_counter() - start)
+        else:
+            self.store.finish(trial.number, measurement, seconds=time.perf_counter() - start)
+        return self.store.begin(recipe)
+
+    def _measure(self, recipe: Recipe, number: int, progress: Callable[[float, str], None] | None) -> Measurement:
+        if why := recipe.engine.available():
+            raise ChildFailed(why)
+        package = self.package(number)
+        facts = self.workshop.make(recipe, package, progress)
+        self.store.remember(f"network {number}", facts)
+        with Runner(package, fixed_batch=facts["fixed_batch"]) as runner:
+            outputs = runner.outputs(self.select.inputs, batch=SCORING_BATCH)
+            if self.baseline is None:
+                with folder.new_folder(self.run / "outputs" / "original") as fresh:
+                    View(inputs=outputs).save(fresh)
+                self.baseline = self._establish(outputs)
+            latency = timing.quick(runner, self.select.inputs, self.settings.batches)
+            return self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
+
+    def _recall(self) -> Baseline | None:
+        """The baseline that an earlier process of this run wrote down."""
+        place = self.run / "outputs" / "original"
+        return self._establish(tuple(np.asarray(a) for a in View.load(place).inputs)) if folder.intact(place) else None
+
+    def _establish(self, outputs: Arrays) -> Baseline:
+        target = self.select.labels if self.score.target == "labels" else outputs[0]
+        if target is None:
+            raise ChildFailed(f"the score {self.score.name} needs labels, and the data has none")
+        values = self.score.per_example(outputs, target)
+        return Baseline(outputs=outputs, target=target, values=values, score=self.score.value(outputs, target))
+
+    def _compare(
+        self, outputs: Arrays, latency: tuple[Latency, ...], package: Path, peak: int, facts: dict[str, Any]
+    ) -> Measurement:
+        base = self.baseline
+        assert base is not None
+        check_alike(base.outputs, outputs)
+        score = self.score.value(outputs, base.target)
+        values = self.score.per_example(outputs, base.target)
+        flips = None if values is None or base.values is None else float(np.mean(values != base.values))
+        return Measurement(
+            score=score,
+            score_drop=base.score - score,
+            flips=flips,
+            max_difference=difference(base.outputs, outputs),
+            latency=latency,
+            size_bytes=folder.size_bytes(package),
+            peak_memory_bytes=peak,
+            parameters=facts["parameters"],
+            macs=facts["macs"],
+        )
+
+
+def check_alike(expected: Arrays, got: Arrays) -> None:
+    """Raises ChildFailed where outputs differ in number or shape, or where numbers are no numbers any more."""
+    before, after = [a.shape for a in expected], [a.shape for a in got]
+    if before != after:
+        raise ChildFailed(f"outputs must have the shapes {before}, got {after}")
+    for old, new in zip(expected, got, strict=True):
+        if np.isfinite(old).all() and not np.isfinite(new).all():
+            raise ChildFailed("the outputs hold NaN or infinity where the original's are finite")
+
+
+def difference(expected: Arrays, got: Arrays) -> float:
+    """The largest |got − expected| over all outputs, each divided by its largest |expected|."""
+    worst = 0.0
+    for old, new in zip(expected, got, strict=True):
+        scale = float(np.abs(old).max(initial=0.0)) or 1.0
+        worst = max(worst, float(np.abs(new.astype(np.float64) - old).max(initial=0.0)) / scale)
+    return worst

@@ -1,0 +1,54 @@
+"""The artifact: a folder that runs without hasten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from hasten.core import folder
+from hasten.core.recipe import Recipe
+from hasten.core.report import Trial
+from hasten.search.bench import Bench
+
+_README = """\
+# {words}
+
+This folder runs without hasten.
+
+    from load import load
+    run = load(".")          # or this folder's path
+    outputs = run(inputs)    # numpy arrays, one per input, first axis the batch; gives a tuple of arrays
+
+`load.py` names the packages that it needs: {needs}. `recipe.json` rebuilds the network from the original with hasten,
+`report.json` holds what was measured and proved, `manifest.json` the SHA-256 of every file.
+"""
+
+
+def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact") -> None:
+    """Makes `run/name` from a trial's package; the folder that was there stays until the new one is whole.
+
+    The network as given, unchanged in its own engine, is shipped as a `.pt2` program where torch can export it.
+    """
+    source = bench.package(trial.number)
+    with folder.new_folder(run / name) as fresh:
+        shipped = trial.number == original.number and bench.workshop.ship_original(fresh)
+        if not shipped:
+            shutil.copytree(source, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
+        recipe = Recipe.from_json(trial.recipe).to_json()
+        (fresh / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+        needs = _needs((fresh / "load.py").read_text())
+        (fresh / "README.md").write_text(_README.format(words=trial.words, needs=", ".join(needs)))
+
+
+def add(place: Path, name: str, text: str) -> None:
+    """Puts one more file into a finished folder and renews its manifest."""
+    with folder.new_folder(place) as fresh:
+        shutil.copytree(place, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
+        (fresh / name).write_text(text)
+
+
+def _needs(loader: str) -> list[str]:
+    imported = [line.removeprefix("import ") for line in loader.splitlines() if line.startswith("import ")]
+    modules = {name.strip().split(".")[0] for line in imported for name in line.split(",")}
+    return sorted((modules - {"functools", "pickle"}) | {"numpy"})

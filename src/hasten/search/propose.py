@@ -1,0 +1,160 @@
+"""Which recipe to try next. Knows steps and engines by their class facts and fields alone.
+
+Cheap before dear: (1) race the engines on the unchanged network and tune the fastest; (2) put each step in front of each
+engine, in the order of the stages; (3) tune the fields of what came out best; (4) where score was lost, try the steps that
+aim at it.
+It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
+run repeats them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hasten.core.errors import UsageError
+from hasten.core.recipe import Engine, Recipe, Space, Step
+from hasten.core.report import Trial
+from hasten.search.catalogue import Catalogue, Settings
+
+Dialogue = Generator[Recipe, Trial, None]
+
+SLOW = 4.0  # an engine this many times slower than the fastest on the unchanged network is left behind
+GAIN = 1.02  # a change must bring this much to be called faster
+REPAIR = 0.25  # share of the limit that a recipe must lose before steps that aim at the score are tried
+
+
+@dataclass(kw_only=True)
+class _Board:
+    """The finished trials so far, by recipe."""
+
+    settings: Settings
+    trials: dict[Recipe, Trial] = field(default_factory=dict)
+
+    def ms(self, recipe: Recipe) -> float:
+        """Latency at the user's batch size, infinite if there is none."""
+        trial = self.trials.get(recipe)
+        return trial.measurement.at(self.settings.batch).p50_ms if trial and trial.measurement else float("inf")
+
+    def drop(self, recipe: Recipe) -> float:
+        """Score drop on *select*, infinite if there is none."""
+        trial = self.trials.get(recipe)
+        return trial.measurement.score_drop if trial and trial.measurement else float("inf")
+
+    def ranked(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Those that ran, the fastest first."""
+        return sorted((r for r in recipes if self.ms(r) < float("inf")), key=self.ms)
+
+    def hopeful(self, recipe: Recipe) -> bool:
+        """Whether its score is not far beyond the limit."""
+        return self.drop(recipe) <= 4 * self.settings.limit.max_drop + 1e-9
+
+
+def propose(catalogue: Catalogue, spaces: Mapping[type[Step], Space], settings: Settings) -> Dialogue:
+    """Yields recipes worth a trial and is sent each one's trial; ends when nothing more seems to pay.
+
+    Args:
+        catalogue: the methods.
+        spaces: what each kind of step may vary on this network; a kind that cannot treat it is not there.
+        settings: what the user asked for.
+    """
+    board = _Board(settings=settings)
+    engines = (catalogue.as_given, *(e for e in catalogue.engines if e != catalogue.as_given))
+    yield from _try(board, [Recipe((), engine) for engine in engines])
+    plain = board.ranked([Recipe((), engine) for engine in engines])
+    leaders = [recipe for recipe in plain if board.ms(recipe) <= SLOW * board.ms(plain[0])]
+    best = {type(recipe.engine): recipe for recipe in leaders}
+    for recipe in leaders[:2]:
+        yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
+    # Integers change which engine is fastest, so every leader meets every step.
+    for kind in sorted(spaces, key=lambda kind: (kind.stage, kind.__name__)):
+        if kind.aims != {"score"}:
+            yield from _extend(board, kind, best)
+    changed = [r for r in board.ranked(list(board.trials)) if r.steps and board.hopeful(r)]
+    for recipe in changed[:2]:
+        for step in recipe.steps:
+            yield from _tune(board, recipe, step, spaces[type(step)])
+    for recipe in _distinct(board, changed):
+        yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
+    yield from _repair(board, [kind for kind in spaces if kind.aims == {"score"}], spaces)
+
+
+def insert(recipe: Recipe, step: Step) -> Recipe | None:
+    """The recipe with `step` at the place of its stage, or None where the order of forms forbids it."""
+    before = tuple(s for s in recipe.steps if s.stage <= step.stage)
+    try:
+        return Recipe((*before, step, *recipe.steps[len(before) :]), recipe.engine)
+    except UsageError:
+        return None
+
+
+def replace_part(recipe: Recipe, part: Step | Engine, new: Step | Engine) -> Recipe:
+    """The recipe with one part exchanged."""
+    steps: tuple[Any, ...] = tuple(new if s == part else s for s in recipe.steps)
+    engine: Any = new if recipe.engine == part else recipe.engine
+    return Recipe(steps, engine)
+
+
+def variations(part: Step | Engine, space: Space) -> Iterator[Any]:
+    """The part with one field changed at a time."""
+    for name, values in space.items():
+        for value in values:
+            if value != getattr(part, name):
+                yield dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
+
+
+def _try(board: _Board, recipes: Sequence[Recipe]) -> Dialogue:
+    for recipe in recipes:
+        if recipe not in board.trials:
+            board.trials[recipe] = yield recipe
+
+
+def _tune(board: _Board, recipe: Recipe, part: Step | Engine, space: Space) -> Dialogue:
+    """One field of one part at a time, going on from the fastest value that loses no more score than the limit allows."""
+    best, current = recipe, part
+    for name, values in space.items():
+        for value in values:
+            if value == getattr(part, name):
+                continue
+            changed = dataclasses.replace(current, **{name: value})  # type: ignore[type-var]
+            candidate = replace_part(best, current, changed)
+            yield from _try(board, [candidate])
+            if board.ms(candidate) * GAIN < board.ms(best) and board.hopeful(candidate):
+                best, current = candidate, changed
+
+
+def _extend(board: _Board, kind: type[Step], best: dict[type[Any], Recipe]) -> Dialogue:
+    """The step, with its usual settings, in the best recipe of each engine; where it pays, later steps build on it."""
+    for engine, recipe in list(best.items()):
+        candidate = insert(recipe, kind())
+        if candidate is None:
+            continue
+        yield from _try(board, [candidate])
+        if board.ms(candidate) * GAIN < board.ms(recipe) and board.hopeful(candidate):
+            best[engine] = candidate
+
+
+def _repair(board: _Board, kinds: Sequence[type[Step]], spaces: Mapping[type[Step], Space]) -> Dialogue:
+    limit = board.settings.limit.max_drop
+    # Only what would beat every recipe that loses next to nothing is worth a training.
+    safe = min((board.ms(r) for r in board.trials if board.drop(r) <= REPAIR * limit), default=float("inf"))
+    ranked = board.ranked(list(board.trials))
+    lossy = [r for r in ranked if board.drop(r) > REPAIR * limit and board.ms(r) * GAIN < safe]
+    for recipe in lossy[:2]:
+        for kind in kinds:
+            first = insert(recipe, kind())
+            if first is None:
+                continue
+            yield from _try(board, [first])
+            if board.drop(first) > REPAIR * limit:
+                yield from _try(board, [r for p in variations(kind(), spaces[kind]) if (r := insert(recipe, p))])
+
+
+def _distinct(board: _Board, changed: Sequence[Recipe]) -> list[Recipe]:
+    """The fastest changed recipe of each of the two fastest engines."""
+    first: dict[type[Any], Recipe] = {}
+    for recipe in board.ranked(changed):
+        first.setdefault(type(recipe.engine), recipe)
+    return list(first.values())[:2]

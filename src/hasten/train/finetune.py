@@ -1,0 +1,104 @@
+"""Fine-tuning: gives back accuracy that other steps have cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from hasten.core.errors import Unsupported
+from hasten.core.network import Kind, Network
+from hasten.core.recipe import Aim, Context, Loss, Space, Stage
+from hasten.train.loop import fit, trainable
+from hasten.train.settings import Fit
+
+_SHORT = 0.25  # share of the epochs that a comparison takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune:
+    """Trains the network further, on labels and on what the original says (distillation).
+
+    loss = (1 − distil)·loss(labels) + distil·distance(original), or the distance to the original's outputs alone where the
+    data has no labels; AdamW without weight decay, the learning rate rising over a fifth of the steps and falling to 0 at
+    the end. With `Context.fidelity` "short" it takes a quarter of the epochs.
+
+    Args:
+        epochs: passes over *train*, > 0.
+        learning_rate: at its highest, > 0.
+        batch: examples per step, >= 2; a network with a fixed batch size is trained at that size.
+        distil: weight of the original's outputs against the labels, in [0, 1].
+        temperature: at which class probabilities are compared, > 0.
+
+    Raises:
+        UsageError: on a value outside its range.
+
+    References:
+        G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+    """
+
+    takes: ClassVar[Kind] = "module"
+    stage: ClassVar[Stage] = Stage.TRAIN
+    lossless: ClassVar[bool] = False
+    aims: ClassVar[frozenset[Aim]] = frozenset({"score"})
+    reads_profile: ClassVar[bool] = False
+
+    epochs: float = 6.0
+    learning_rate: float = 1e-3
+    batch: int = 64
+    distil: float = 0.5
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        self._settings("classes", epochs=self.epochs, batch=self.batch, seed=0)  # its checks are ours
+
+    def apply(self, network: Network, context: Context) -> Network:
+        """The network with weights trained further on `context.train`. Raises Unsupported where nothing can be trained."""
+        module = _module(network)
+        batch = network.fixed_batch or self.batch
+        if network.fixed_batch and len(context.train) < batch:
+            raise Unsupported(f"this network takes {batch} examples at once, the training data has {len(context.train)}")
+        epochs = self.epochs * (_SHORT if context.fidelity == "short" else 1.0)
+        settings = self._settings(context.loss, epochs=epochs, batch=batch, seed=context.seed)
+        teacher = _teacher(context) if settings.needs_teacher else None
+        fitted = fit(
+            module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress
+        )
+        return network.with_body(fitted.module)
+
+    @classmethod
+    def space(cls, network: Network) -> Space:
+        """Learning rates and epochs. Raises Unsupported where nothing can be trained."""
+        _module(network)
+        return {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4), "epochs": (6.0, 2.0, 15.0)}
+
+    def _settings(self, loss: Loss, *, epochs: float, batch: int, seed: int) -> Fit:
+        return Fit(
+            loss=loss,
+            epochs=epochs,
+            batch=batch,
+            learning_rate=self.learning_rate,
+            weight_decay=0.0,
+            distil=0.0 if loss == "original" else self.distil,
+            temperature=self.temperature,
+            seed=seed,
+        )
+
+
+def _module(network: Network) -> nn.Module:
+    if network.kind != "module":
+        raise Unsupported("fine-tuning needs a torch module, this network is an ONNX graph")
+    if network.fixed_batch == 1:
+        raise Unsupported("fine-tuning needs batches, this network takes one example at a time; re-export with a dynamic batch")
+    trainable(network.module)
+    return network.module
+
+
+def _teacher(context: Context) -> nn.Module:
+    if context.original is None or context.original.kind != "module":
+        way = (
+            "there is no other way without labels" if context.loss == "original" else "set distil=0 to learn from labels alone"
+        )
+        raise Unsupported(f"distillation needs the original as a torch module, it has none; {way}")
+    return context.original.module

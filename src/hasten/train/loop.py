@@ -1,0 +1,186 @@
+"""The training loop: resident tensors, a fused optimizer, and every random number from one seed.
+
+Shapes: inputs, one tensor per network input, each (n, …).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hasten.core.data import View
+from hasten.core.errors import DataRefused, Unsupported, UsageError
+from hasten.core.recipe import Progress
+from hasten.train.augment import shift
+from hasten.train.objective import Objective, Tensors, objective, outputs_of
+from hasten.train.settings import Fit
+
+Curve = tuple[tuple[int, float], ...]
+
+_SHIFT_PIXELS = 2
+
+
+class Diverged(Unsupported):
+    """The loss or its gradient stopped being a finite number."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A trained network.
+
+    Args:
+        module: the new network, in eval mode, on the device of the old one.
+        curve: (step, loss) of every step taken, steps counted from 1.
+        steps: that were planned; the curve is shorter where the deadline came first.
+    """
+
+    module: nn.Module
+    curve: Curve
+    steps: int
+
+
+def _silent(share: float, words: str) -> None:
+    del share, words
+
+
+def fit(
+    module: nn.Module,
+    view: View,
+    *,
+    settings: Fit,
+    teacher: nn.Module | None = None,
+    device: str = "cpu",
+    progress: Progress = _silent,
+    deadline: float | None = None,
+) -> Fitted:
+    """Trains a copy of `module` on `view`, held in memory; `module` and `teacher` stay as they are.
+
+    The same seed gives the same bytes on the same machine with the same number of threads. The global random state is
+    as before when the call ends. Parameters that ask for no gradient stay frozen.
+
+    Args:
+        teacher: gives the outputs to learn from, where `settings` need one.
+        device: a torch device.
+        progress: called about a hundred times.
+        deadline: a moment of `time.monotonic()`; the first step that ends behind it is the last.
+
+    Raises:
+        DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
+        Diverged: the loss or its gradient is NaN or infinite; at the very step.
+        Unsupported: nothing in the network can be trained.
+        UsageError: a teacher is missing, not needed, or gives outputs of another shape.
+
+    >>> line = View(inputs=(np.linspace(-1, 1, 64, dtype=np.float32)[:, None],), labels=np.linspace(-3, 3, 64))
+    >>> fitted = fit(nn.Linear(1, 1), line, settings=Fit(loss="values", epochs=100, batch=16, learning_rate=0.1))
+    >>> round(fitted.module.weight.item(), 1)
+    3.0
+    """
+    if settings.needs_teacher != (teacher is not None):
+        wrong = "needs a teacher, got none" if teacher is None else "makes no use of the teacher; set distil above 0"
+        raise UsageError(f"training with loss={settings.loss!r} and distil={settings.distil} {wrong}")
+    if len(view) < 2:
+        raise DataRefused(f"training needs at least 2 examples, got {len(view)}")
+    place = torch.device(device)
+    with torch.random.fork_rng(devices=[] if place.type == "cpu" else [place]), torch.enable_grad():
+        torch.default_generator.manual_seed(settings.seed)  # dropout draws from the global state
+        if place.type == "cuda":
+            torch.cuda.manual_seed(settings.seed)
+        home = trainable(module)[0].device
+        student = _eval_copy(module).to(place)
+        inputs = tuple(torch.from_numpy(np.array(a)).to(place) for a in view.inputs)
+        aim = objective(settings, student, teacher, inputs, view.labels)
+        curve = _train(student, inputs, aim, settings=settings, progress=progress, deadline=deadline)
+    return Fitted(module=student.eval().to(home), curve=curve, steps=settings.steps(len(view)))
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that ask for a gradient. Raises Unsupported where there are none."""
+    if found := [p for p in module.parameters() if p.requires_grad]:
+        return found
+    raise Unsupported("training needs parameters with requires_grad=True, the network has none")
+
+
+def _train(
+    student: nn.Module,
+    inputs: Tensors,
+    aim: Objective,
+    *,
+    settings: Fit,
+    progress: Progress,
+    deadline: float | None,
+) -> Curve:
+    student.train()
+    examples, generator = len(inputs[0]), torch.Generator().manual_seed(settings.seed)
+    weights, steps = trainable(student), settings.steps(examples)
+    optimizer = _optimizer(weights, settings)
+    curve: list[tuple[int, float]] = []
+    for step, index in enumerate(itertools.islice(_batches(examples, settings.batch, generator), steps), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(step, steps)
+        seen = _augmented(tuple(a[index] for a in inputs), settings, generator)
+        loss = aim(outputs_of(student, seen), index, seen)
+        optimizer.zero_grad()
+        norm = _gradient(loss, weights, settings.clip)
+        value = loss.item()
+        if not math.isfinite(value + norm):
+            raise Diverged(
+                f"the loss and its gradient must stay finite, got a loss of {value} with a gradient of norm {norm} at step "
+                f"{step} of {steps}; lower learning_rate ({settings.learning_rate:g}) or look for NaN in the data"
+            )
+        optimizer.step()
+        curve.append((step, value))
+        if step % math.ceil(steps / 100) == 0 or step == steps:
+            progress(step / steps, f"step {step} of {steps}, loss {value:.4g}")
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    optimizer.zero_grad()
+    return tuple(curve)
+
+
+def _gradient(loss: torch.Tensor, weights: list[nn.Parameter], clip: float) -> float:
+    """Leaves the clipped gradient in the weights; its norm before."""
+    if not loss.requires_grad:
+        raise Unsupported("training needs outputs that depend on the parameters, these do not")
+    loss.backward()  # type: ignore[no-untyped-call]
+    return nn.utils.clip_grad_norm_(weights, clip).item()
+
+
+def _batches(examples: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Indices without end: one new order per pass, without its incomplete last batch; all at once where there are fewer."""
+    size = min(size, examples)
+    while True:
+        order = torch.randperm(examples, generator=generator)
+        yield from torch.split(order[: examples - examples % size], size)
+
+
+def _augmented(inputs: Tensors, settings: Fit, generator: torch.Generator) -> Tensors:
+    if settings.augmentation == "none":
+        return inputs
+    return (shift(inputs[0], most=_SHIFT_PIXELS, generator=generator), *inputs[1:])
+
+
+def _optimizer(weights: list[nn.Parameter], settings: Fit) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _eval_copy(module: nn.Module) -> nn.Module:
+    student = copy.deepcopy(module)
+    student.zero_grad()
+    try:
+        return student.eval()
+    except NotImplementedError as why:
+        raise Unsupported("an exported program has no training mode; lift it to ordinary layers first") from why
