@@ -1,3 +1,38 @@
-"""hasten makes neural networks fast and proves that they still work."""
+"""hasten makes neural networks fast and proves that they still work.
+
+    report = hasten.optimize(model, (x, y), prove=(x_new, y_new), max_drop=0.01)
+
+Nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hasten.core.recipe import Recipe
+    from hasten.core.report import Limit, Report
+    from hasten.verbs import Options, optimize, report
 
 __version__ = "0.1.0"
+__all__ = ["Limit", "Options", "Recipe", "Report", "optimize", "report"]
+
+_HOMES = {
+    "Limit": "hasten.core.report",
+    "Options": "hasten.verbs",
+    "Recipe": "hasten.core.recipe",
+    "Report": "hasten.core.report",
+    "optimize": "hasten.verbs",
+    "report": "hasten.verbs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"hasten has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,2 +1,6 @@
-"""x"""
-from hasten.compress.quantize.static import QuantizeStatic
+"""Steps that change structure and numbers: fold, quantize."""
+
+from hasten.compress.fold import FoldBatchNorm
+from hasten.compress.quantize import QuantizeStatic
+
+__all__ = ["FoldBatchNorm", "QuantizeStatic"]

@@ -49,6 +49,18 @@ class Lock:
         self._file.close()
 
 
+def locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder` now."""
+    try:
+        with open(folder / "lock", "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def storage(where: Path) -> Iterator[None]:
     """Turns the system's errors on reading and writing into StorageError with a plain line."""

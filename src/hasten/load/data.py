@@ -52,6 +52,8 @@ def read(source: Any, *, target: str | None = None, group: str | None = None, cl
     dtype('float32')
     """
     naming = Naming(target=target, group=group, classes=None if classes is None else tuple(classes))
+    if isinstance(source, (Loaded, View)) and (target is not None or group is not None):
+        raise UsageError("a View has no named parts: leave out `target` and `group`, and give groups as `Loaded(groups=…)`")
     if isinstance(source, Loaded):
         return source
     if isinstance(source, View):
@@ -144,7 +146,8 @@ def _read_loader(loader: DataLoader[Any], naming: Naming) -> Loaded:
             loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, num_workers=loader.num_workers
         )
     note = ("the loader shuffles; its examples were read in the order of its data set",) if shuffles else ()
-    return _collect(loader, naming, batched=batches is not None, notes=note)
+    items = (tuple(item) if isinstance(item, list) else item for item in loader)  # collating makes lists of tuples
+    return _collect(items, naming, batched=batches is not None, notes=note)
 
 
 def _collect(items: Iterable[Any], naming: Naming, *, batched: bool, notes: tuple[str, ...] = ()) -> Loaded:
@@ -156,8 +159,7 @@ def _collect(items: Iterable[Any], naming: Naming, *, batched: bool, notes: tupl
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for count, item in enumerate(_told(items), start=1):
-            parts = _parts(tuple(item) if batched and isinstance(item, list) else item)
-            row = {name: _row(value, name, count - 1, batched) for name, value in parts.items()}
+            row = {name: _row(value, name, count - 1, batched) for name, value in _parts(item).items()}
             columns = columns or {name: [] for name in row}
             if row.keys() != columns.keys():
                 raise DataRefused(
@@ -247,4 +249,4 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     if declared != body:
         raise ValueError(f"{member.filename} declares {declared} bytes and holds {body}")
     with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.data import Array
-from hasten.core.errors import BackendMissing, DataRefused
+from hasten.core.errors import BackendMissing, DataRefused, UsageError
 from hasten.load.examples import Loaded, Naming, check_room, checked, encode, listed
 
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -50,7 +50,7 @@ def read_folder(folder: Path, naming: Naming) -> Loaded:
         BackendMissing: without Pillow.
     """
     if naming.target is not None or naming.group is not None:
-        raise DataRefused(f"a folder of images has no columns: leave out `target` and `group` for {folder}")
+        raise UsageError(f"a folder of images has no columns: leave out `target` and `group` for {folder}")
     files, left_out = _find(folder)
     if not files:
         raise DataRefused(f"{folder} must hold one sub-folder with images for each class, got no images")

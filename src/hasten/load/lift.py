@@ -21,7 +21,6 @@ from hasten.load.layers import Layer, arguments, read, unpacked
 
 _CHECKS = ("_assert", "sym_constrain", "_check", "assert_", "sym_constrain_range")
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-_WHOLE = torch._subclasses.fake_tensor.FakeTensor
 _OWN = frozenset(dir(fx.GraphModule)) | {"graph", "meta", "training"}
 
 
@@ -59,8 +58,9 @@ def lift(program: torch.export.ExportedProgram) -> fx.GraphModule:
 def _static_batch(graph: fx.Graph) -> int | None:
     """The batch size that every input was fixed to, or None."""
     inputs = [n.meta["val"] for n in graph.nodes if n.op == "placeholder"]
-    sizes = {v.shape[0] for v in inputs if isinstance(v, Tensor) and v.dim()}
-    return next(iter(sizes)) if len(sizes) == 1 and all(isinstance(s, int) for s in sizes) else None
+    sizes = [v.shape[0] for v in inputs if isinstance(v, Tensor) and v.dim()]
+    fixed = all(isinstance(size, int) for size in sizes) and len(set(sizes)) == 1
+    return sizes[0] if fixed else None
 
 
 def _flatten(program: torch.export.ExportedProgram) -> tuple[fx.Graph, dict[str, Any], list[str]]:
@@ -168,7 +168,7 @@ def _drop_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif name.startswith("add_.") and str(getattr(node.args[0], "target", "")).endswith("num_batches_tracked"):
             graph.erase_node(node)  # BatchNorm counts for itself again
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_must_stay)
 
 
 def _refuse_state(node: fx.Node, tensors: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ class _Lifting:
                 layer = read(node)
                 if layer is not None and self._can_replace(layer, node):
                     self._replace(layer, node)
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(_must_stay)
 
     def _functional(self, node: fx.Node) -> None:
         """An in-place call on a value that nothing else reads becomes the plain one: `add_` is `add`."""
@@ -232,8 +232,8 @@ class _Lifting:
 
     def _replace(self, layer: Layer, node: fx.Node) -> None:
         key = repr((layer.kind, sorted(layer.settings.items()), [(n, id(self.tensors[w.target])) for n, w in layer.weights.items()]))
-        path = self._path(layer, node)
-        key += "" if layer.weights else path
+        path, called = self._path(layer, node)
+        key += "" if layer.weights else path if called else node.name
         if key not in self.made:
             path = self._free(path, layer)
             module = self._build(layer, path)
@@ -274,30 +274,36 @@ class _Lifting:
             module.num_batches_tracked = torch.tensor(0) if seen is None else seen
         return module.eval()
 
-    def _path(self, layer: Layer, node: fx.Node) -> str:
-        """The user's name of the layer: from its weights, else from the module that the call was recorded in."""
+    def _path(self, layer: Layer, node: fx.Node) -> tuple[str, bool]:
+        """The user's name of the layer, and whether it was a module of theirs: from its weights, else from where it was called."""
         if layer.weights:
             inner, weight = next(iter(layer.weights.items()))
             name = str(weight.target)
-            return name.removesuffix("." + inner) if name.endswith("." + inner) else re.sub(r"_weight$", "", name)
+            return (name.removesuffix("." + inner) if name.endswith("." + inner) else re.sub(r"_weight$", "", name)), True
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, kind = stack[-1] if stack else ("", "")
         path = re.sub(r"@\d+$", "", path)
         kind = kind if isinstance(kind, str) else kind.__name__
         if path and kind.rpartition(".")[2] == layer.kind.__name__:
-            return path
-        return f"{path}.{node.name}".lstrip(".")
+            return path, True
+        return f"{path}.{layer.kind.__name__.lower()}".lstrip("."), False
 
     def _free(self, path: str, layer: Layer) -> str:
         """`path`, or the next free name near it: a layer never hides another attribute, nor holds one."""
         own = {str(w.target) for w in layer.weights.values()} | {f"{path}.num_batches_tracked"}
-        if path in self.taken or any(t.startswith(path + ".") for t in self.taken - own) or path.split(".")[0] in _OWN:
-            path = f"{path}_{layer.kind.__name__.lower()}"
+        kind = layer.kind.__name__.lower()
+        if any(t == path or t.startswith(path + ".") for t in self.taken - own) or path.split(".")[0] in _OWN:
+            path = path if path.endswith(kind) and path not in _OWN else f"{path}_{kind}"
         base = path
         while path in self.taken:
             self.uses[base] += 1
             path = f"{base}_{self.uses[base]}"
         return path
+
+
+def _must_stay(node: fx.Node) -> bool:
+    """Inputs, the output, and calls that write on something."""
+    return node.op in ("placeholder", "output") or bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 def _fresh(node: Any) -> bool:

@@ -23,14 +23,14 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from hasten.core.data import Provenance, Sealed, View, Views
+from hasten.core.data import Array, Provenance, Sealed, View, Views
 from hasten.core.errors import DataRefused, StorageError
 from hasten.load.data import Loaded, read
 from hasten.load.examples import listed
@@ -89,11 +89,14 @@ def split(
     data = read(data)
     given = None if prove is None else read(prove)
     notes = [*data.notes, *(() if given is None else given.notes)]
+    digests = content_digests(data.view.inputs)
     if given is not None:
         _check_same_kind(data, given)
-        data, note = _without(data, given)
-        notes += note
-    units = Units.of(data.view, data.groups, seed=seed)
+        kept = _apart(data, digests, given)
+        if len(kept) < len(data):
+            notes.append(_left_out(len(data) - len(kept), data))
+            data, digests = _take(data, kept), [digests[i] for i in kept]
+    units = Units.of(digests, labels=data.view.labels, groups=data.groups, seed=seed)
     _check_parts(units, 3 if given is None else 2)
     _, wanted_select, wanted_prove = shares(len(data), max_drop=_drop(data, max_drop), confidence=confidence)
     proving, rest = units.fill(units.order, wanted_prove, leave=2) if given is None else ([], units.order)
@@ -107,7 +110,7 @@ def split(
         provenance="unknown" if given is None else "held out",
     )
     notes += _notes(cut, data, _drop(data, max_drop), confidence)
-    return Cut(**{**vars(cut), "notes": tuple(notes)})
+    return replace(cut, notes=tuple(notes))
 
 
 def shares(n: int, *, max_drop: float = 0.01, confidence: float = 0.95) -> tuple[int, int, int]:
@@ -226,24 +229,26 @@ def _kind(view: View) -> str:
     return f"inputs {inputs}; labels {labels}"
 
 
-def _without(data: Loaded, prove: Loaded) -> tuple[Loaded, list[str]]:
-    """The data without the units that touch the prove set."""
-    digests = content_digests(data.view.inputs)
+def _apart(data: Loaded, digests: list[bytes], prove: Loaded) -> Array:
+    """The examples of `data` whose units do not touch the prove set."""
     known = set(content_digests(prove.view.inputs))
     touched = np.array([digest in known for digest in digests])
     if data.groups is not None and prove.groups is not None:
         touched |= np.isin(data.groups.astype(str), prove.groups.astype(str))
     unit = connected(digests, data.groups)
-    left_out = np.isin(unit, unit[touched])
-    if not left_out.any():
-        return data, []
-    if left_out.all():
+    kept = np.flatnonzero(~np.isin(unit, unit[touched]))
+    if len(kept) == 0:
         raise DataRefused("the data must hold examples that the prove set does not, got none: every example occurs in it")
-    kept = np.flatnonzero(~left_out)
+    return kept
+
+
+def _left_out(count: int, data: Loaded) -> str:
     beside = ", or share a group with one that does," if data.groups is not None else ""
-    note = f"{int(left_out.sum())} of {len(data)} examples of the data occur in the prove set{beside} and were left out"
-    groups = None if data.groups is None else data.groups[kept]
-    return Loaded(view=data.view.take(kept), classes=data.classes, groups=groups, notes=data.notes), [note]
+    return f"{count:,} of {len(data):,} examples of the data occur in the prove set{beside} and were left out"
+
+
+def _take(data: Loaded, index: Array) -> Loaded:
+    return replace(data, view=data.view.take(index), groups=None if data.groups is None else data.groups[index])
 
 
 def _drop(data: Loaded, max_drop: float) -> float:
@@ -256,7 +261,7 @@ def _notes(cut: Cut, data: Loaded, max_drop: float, confidence: float) -> list[s
     n, least, good = len(cut.prove), fewest(max_drop, confidence), enough(max_drop, confidence)
     said = []
     if least is not None and good is not None and n < good:
-        aim = f"to show a drop of at most {100 * max_drop:.4g} points at {100 * confidence:.4g} %"
+        aim = f"to show a drop of at most {_points(max_drop)} at {100 * confidence:.4g} %"
         chance = f"about {good:,} for a good chance if {200 * max_drop:.4g} % of the predictions change"
         said.append(f"prove has {n:,} examples; at least {least:,} are needed {aim}, {chance}")
     if data.groups is not None and cut.provenance == "unknown":
@@ -265,6 +270,10 @@ def _notes(cut: Cut, data: Loaded, max_drop: float, confidence: float) -> list[s
         absent = sorted(set(np.unique(cut.prove.labels).tolist()) - set(np.unique(cut.train.labels).tolist()))
         said += [f"train has no example of {len(absent)} classes that prove has: {listed(absent)}"] if absent else []
     return said
+
+
+def _points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:.4g} points"
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _check_filled(matrix: Array, features: list[str], where: str) -> None:
     wrong = ~np.isfinite(matrix)
     if wrong.any():
         rows = np.flatnonzero(wrong.any(axis=1))
-        names = [name for name, bad in zip(features, wrong.any(axis=0).tolist(), strict=True) if bad]
+        names = [name for name, bad in zip(features, np.any(wrong, axis=0), strict=True) if bad]
         raise DataRefused(
             f"{where}: features must be finite numbers, got empty, NaN or infinite cells in {listed(names)} "
             f"({len(rows)} of {len(matrix)} rows, the first is row {rows[0]}); remove or fill them"

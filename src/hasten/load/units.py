@@ -6,12 +6,12 @@ Examples with equal inputs, and examples of one group, are one unit, and so is w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hasten.core.data import Array, View
+from hasten.core.data import Array
 from hasten.core.network import Arrays
 
 _ROWS_AT_ONCE = 4_096
@@ -29,16 +29,14 @@ class Units:
     order: list[int]
 
     @classmethod
-    def of(cls, view: View, groups: Array | None, *, seed: int) -> Units:
-        """The units of the examples, dealt by the seed and the content alone."""
-        digests = content_digests(view.inputs)
+    def of(cls, digests: list[bytes], *, labels: Array | None, groups: Array | None, seed: int) -> Units:
+        """The units of the examples with these digests. Integer labels are classes, which are dealt out evenly."""
         unit = connected(digests, groups)
-        labels = (
-            view.labels if view.labels is not None and view.labels.dtype.kind == "i" else np.zeros(len(unit), dtype=np.int64)
-        )
-        first = _first_by_content(unit, digests, labels)
         sizes = np.bincount(unit)
-        return cls(unit, sizes, _interleaved(labels[first], sizes, [_draw(seed, digests[i]) for i in first], seed))
+        classes = labels if labels is not None and labels.dtype.kind == "i" else np.zeros(len(unit), dtype=np.int64)
+        first = _first_by_content(unit, digests, classes)
+        keys = np.array([_draw(seed, digests[i]) for i in first])
+        return cls(unit, sizes, _interleaved(classes[first], sizes, keys, seed))
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -65,8 +63,10 @@ class Units:
 
     def members(self, units: Sequence[int]) -> Array:
         """The examples of the units, in the order of the units."""
-        by_unit = np.split(np.argsort(self.unit, kind="stable"), np.cumsum(self.sizes)[:-1])
-        return np.concatenate([by_unit[unit] for unit in units])
+        place = np.full(len(self.sizes), -1)
+        place[units] = np.arange(len(units))
+        found = np.flatnonzero(place[self.unit] >= 0)
+        return found[np.argsort(place[self.unit[found]], kind="stable")]
 
 
 def content_digests(inputs: Arrays) -> list[bytes]:
@@ -112,13 +112,12 @@ def _draw(seed: int, content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(f"{int(seed)}:".encode() + content, digest_size=8).digest(), "big") >> 1
 
 
-def _interleaved(strata: Array, sizes: Array, keys: Iterable[int], seed: int) -> list[int]:
+def _interleaved(strata: Array, sizes: Array, key: Array, seed: int) -> list[int]:
     """The units in an order of which every stretch has each stratum's share.
 
-    Within a stratum the units follow their keys. The unit that begins after c of the stratum's s examples is put at
-    (c + u·size)/s in [0, 1), with one random u for each stratum, and all units are sorted by that.
+    Within a stratum the units follow their keys, (units,) numbers. The unit that begins after c of the stratum's s examples is
+    put at (c + u·size)/s in [0, 1), with one random u for each stratum, and all units are sorted by that.
     """
-    key = np.array(list(keys), dtype=np.int64)
     order = np.lexsort((key, strata))
     where = np.empty(len(order))
     for stratum in np.unique(strata):

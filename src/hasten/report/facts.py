@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hasten.core.report import Baseline, Certificate, Interval, Latency, Report, Trial
@@ -29,6 +29,26 @@ class Row:
 def headline_batch(report: Report) -> int:
     """The user's batch size: the last of those that were timed."""
     return report.batches[-1] if report.batches else 1
+
+
+def ranking_batch(report: Report) -> int:
+    """The batch size at which the trials are compared: the user's, or the last other one that they were timed at."""
+    timed = {latency.batch for t in report.trials if t.measurement for latency in t.measurement.latency}
+    return next((batch for batch in reversed(report.batches) if batch in timed), headline_batch(report))
+
+
+def pace(interval: Interval) -> Literal["faster", "slower", "no difference shown"]:
+    """What an interval of a speed-up shows: "faster" from 1.02 up, "slower" from 1 ÷ 1.02 down."""
+    if interval.faster:
+        return "faster"
+    return "slower" if 0 < interval.low <= interval.high < 1 / 1.02 else "no difference shown"
+
+
+def turned(interval: Interval) -> Interval:
+    """A slow-down as new ÷ old, so that "1.6× slower" stands beside its own interval; anything else as it is."""
+    if pace(interval) != "slower":
+        return interval
+    return replace(interval, value=1 / interval.value, low=1 / interval.high, high=1 / interval.low)
 
 
 def entry(latencies: Sequence[Latency], batch: int) -> Latency | None:
@@ -82,7 +102,7 @@ def first_failure(report: Report) -> Certificate | None:
 
 def rows(report: Report) -> tuple[Row, ...]:
     """Every trial in the order of its number."""
-    batch, given = headline_batch(report), report.baselines.get(AS_GIVEN)
+    batch, given = ranking_batch(report), report.baselines.get(AS_GIVEN)
     base = entry(given.latency_ms, batch) if given else None
     front = {point.trial: point for point in report.pareto}
 

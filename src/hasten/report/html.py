@@ -35,7 +35,6 @@ def page(report: Report) -> str:
             badge=badge,
             tone=facts.tone(report),
             style=Markup(_asset("page.css")),
-            batch=facts.headline_batch(report),
             cards=_cards(report, report.chosen) if report.chosen else (),
             comparison=tables.comparison(report),
             plot=plot.pareto_plot(report),
@@ -95,22 +94,21 @@ def _cards(report: Report, chosen: Chosen) -> tuple[dict[str, Any], ...]:
 
 
 def _speed_card(interval: Interval) -> dict[str, Any]:
-    scale = max(interval.high, 1.0) * 1.08
+    scale, said, pace = max(interval.high, 1.0) * 1.08, facts.turned(interval), facts.pace(interval)
+    band = tables.Bar(
+        start=_share(interval.low, scale),
+        length=_share(interval.high - interval.low, scale),
+        tone="good" if pace == "faster" else "bad" if pace == "slower" else "plain",
+        tick=_share(1.0, scale),
+    )
     return {
         "name": f"Speed, batch {interval.batch}",
-        "figure": text.ratio(interval.value),
-        "beside": _direction(interval),
-        "below": f"95 % interval {text.interval(interval)}, {interval.launches} pairs of launches",
-        "bars": [tables.Bar(start=_share(interval.low, scale), length=_share(interval.high - interval.low, scale),
-                            tone="good" if interval.faster else "bad", tick=_share(1.0, scale))],
+        "figure": text.ratio(said.value),
+        "beside": pace,
+        "below": f"95 % interval {text.interval(said)}, {interval.launches} pairs of launches",
+        "bars": [band],
         "scale": "tick: as given",
-    }  # fmt: skip
-
-
-def _direction(interval: Interval) -> str:
-    if interval.faster:
-        return "faster"
-    return "slower" if interval.high < 1 / 1.02 else "no difference shown"
+    }
 
 
 def _score_card(report: Report, chosen: Chosen) -> dict[str, Any]:
@@ -126,13 +124,12 @@ def _score_card(report: Report, chosen: Chosen) -> dict[str, Any]:
         figure, beside = f"≤ {text.drop(bound.upper, share=share, at_most=True)}", f"drop, at {confidence} confidence"
     else:
         figure, beside = text.drop(bound.value, share=share), "drop, an estimate only"
-    figure, _, unit = figure.partition(" point")
+    figure, points, plural = figure.partition(" point")
     tone: tables.Tone = "good" if report.verdict in ("equal", "kept") else "bad"
     return {
         "name": report.score_name[:1].upper() + report.score_name[1:],
         "figure": figure,
-        "unit": f"point{unit}" if share and report.verdict != "equal" else "",
-        "beside": beside,
+        "beside": f"point{plural} of {beside}" if points else beside,
         "below": f"{moved}; {text.count(bound.n)} examples",
         "bars": [tables.Bar(start=0, length=_share(max(bound.upper, 0), scale), tone=tone, tick=_share(limit, scale))],
         "scale": f"tick: limit {text.drop(limit, share=share)}",

@@ -37,18 +37,18 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """Words in the drawing; `minor` ones give way on a narrow screen."""
+    """Words in the drawing; `style` is "major", "limit", or "minor": those give way on a narrow screen."""
 
     x: float
     y: float
     anchor: Literal["start", "middle", "end"]
     words: str
-    minor: bool = True
+    style: Literal["major", "minor", "limit"] = "minor"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """All that the template draws. `floor` is the lower end of the axis; `band` says whether deeper drops lie below it."""
+    """All that the template draws. `floor` is the lower end of the axis; with a `band`, deeper drops lie below it."""
 
     dots: tuple[Dot, ...]
     labels: tuple[Label, ...]
@@ -56,9 +56,9 @@ class Plot:
     down: tuple[tuple[float, str], ...]
     front: str
     limit_y: float
-    limit_words: str
     floor: float
-    band: str
+    band: bool
+    batch: int
 
 
 def pareto_plot(report: Report) -> Plot | None:
@@ -83,14 +83,14 @@ def pareto_plot(report: Report) -> Plot | None:
     dots = sorted((_dot(report, row, across(row.speedup or 1.0), down(row.drop or 0.0), deepest) for row in rows), key=_depth)
     return Plot(
         dots=tuple(dots),
-        labels=tuple(_labels(dots, rows)),
+        labels=tuple(_labels(dots, rows, _captions(report, down(limit), across(1.0), deepest if band else None))),
         across=tuple((across(tick), f"{tick:g}×") for tick in _spaced(across)),
         down=tuple((down(tick), _tick(tick, share)) for tick in _steps(low, high)),
         front=" ".join(f"{d.x},{d.y}" for d in sorted(dots, key=lambda d: d.x) if _on_front(report, d) and not d.beyond),
         limit_y=down(limit),
-        limit_words=f"limit: {text.drop(limit, share=share)}",
         floor=floor,
-        band=f"more than {text.drop(deepest, share=share)}" if band else "",
+        band=band,
+        batch=facts.ranking_batch(report),
     )
 
 
@@ -170,10 +170,29 @@ def _on_front(report: Report, dot: Dot) -> bool:
     return any(point.trial == dot.trial for point in report.pareto)
 
 
-def _labels(dots: list[Dot], rows: list[facts.Row]) -> Iterable[Label]:
-    """Names beside the dots that matter, the chosen one first; a label that finds no free place is left to its tooltip."""
+def _captions(report: Report, limit_y: float, one_x: float, deepest: float | None) -> list[list[Label]]:
+    """The places where the limit, and the band below the axis, may be named, best first."""
+    share = text.is_share(report.score_name)
+
+    def ends(y: float, words: str, style: Literal["limit", "minor"]) -> list[Label]:
+        left = Label(x=one_x + 8, y=y, anchor="start", words=words, style=style)
+        return [left, Label(x=RIGHT - 8, y=y, anchor="end", words=words, style=style)]
+
+    limit = f"limit: {text.drop(report.limit.max_drop, share=share)}"
+    captions = [[*ends(limit_y - 7, limit, "limit"), *ends(limit_y + 16, limit, "limit")]]
+    if deepest is not None:
+        captions.append(ends(BOTTOM - BAND / 2 + 5, f"more than {text.drop(deepest, share=share)}", "minor"))
+    return captions
+
+
+def _labels(dots: list[Dot], rows: list[facts.Row], captions: list[list[Label]]) -> Iterable[Label]:
+    """Captions, then names beside the dots that matter, the chosen one first.
+
+    A label that finds no free place is left to its tooltip; the limit and the chosen one are always named.
+    """
     speedups = {row.trial.number: row.speedup or 0.0 for row in rows}
     taken: list[Box] = [(d.x - RADIUS, d.y - RADIUS, d.x + RADIUS, d.y + RADIUS) for d in dots]
+    named: list[list[Label]] = [*captions]
     for dot in reversed(dots):
         names: dict[Kind, str] = {
             "chosen": f"chosen {text.ratio(speedups[dot.trial])}",
@@ -182,27 +201,31 @@ def _labels(dots: list[Dot], rows: list[facts.Row]) -> Iterable[Label]:
             "front": f"#{dot.trial}",
             "other": "",
         }
-        place = _place(dot, names[dot.kind], taken) if names[dot.kind] else None
-        if place is not None:
-            taken.append(_box(place))
-            yield place
+        if names[dot.kind]:
+            named.append(_places(dot, names[dot.kind]))
+    for places in named:
+        inside = [label for label in places if _inside(_box(label))]
+        free = (label for label in inside if not any(_overlap(_box(label), other) for other in taken))
+        label = next(free, inside[0] if inside and inside[0].style != "minor" else None)
+        if label is not None:
+            taken.append(_box(label))
+            yield label
 
 
-def _place(dot: Dot, words: str, taken: list[Box]) -> Label | None:
-    gap = RADIUS + 5
-    minor = dot.kind != "chosen"
-    for x, y, anchor in (
+def _places(dot: Dot, words: str) -> list[Label]:
+    """Right, above, below and left of the dot."""
+    gap, style = RADIUS + 5, "major" if dot.kind == "chosen" else "minor"
+    around = (
         (dot.x + gap, dot.y + 4.5, "start"),
         (dot.x, dot.y - gap, "middle"),
         (dot.x, dot.y + gap + 9, "middle"),
         (dot.x - gap, dot.y + 4.5, "end"),
-    ):
-        label = Label(x=round(x, 1), y=round(y, 1), anchor=anchor, words=words, minor=minor)  # type: ignore[arg-type]
-        box = _box(label)
-        inside = box[0] >= LEFT and box[1] >= TOP and box[2] <= RIGHT and box[3] <= BOTTOM
-        if inside and not any(_overlap(box, other) for other in taken):
-            return label
-    return None
+    )
+    return [Label(x=round(x, 1), y=round(y, 1), anchor=a, words=words, style=style) for x, y, a in around]  # type: ignore[arg-type]
+
+
+def _inside(box: Box) -> bool:
+    return box[0] >= LEFT and box[1] >= TOP and box[2] <= RIGHT and box[3] <= BOTTOM
 
 
 def _box(label: Label) -> Box:

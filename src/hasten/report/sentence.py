@@ -47,9 +47,7 @@ def _no_result(report: Report) -> str:
     else:
         head = f"No candidate was certified within {_limit(report)}"
     miss = f"; closest miss: {report.closest_miss.rstrip('. ')}" if report.closest_miss else ""
-    failure = facts.first_failure(report)
-    hint = "" if miss and failure and failure.verdict == "exceeded" else _hint(report)
-    return f"{head}{miss}{hint}."
+    return f"{head}{miss}{_needs(report) if miss else _hint(report)}."
 
 
 def _unfinished(report: Report) -> str:
@@ -79,43 +77,37 @@ def _speed(report: Report, chosen: Chosen) -> str:
 
 def _compared(interval: Interval) -> str:
     """`4.9× faster at batch 1 than`, to be followed by what it is held against."""
-    at = f"at batch {interval.batch}"
-    if interval.faster:
-        return f"{text.ratio(interval.value)} faster {at} than"
-    if _slower(interval):
-        return f"{text.ratio(1 / interval.value)} slower {at} than"
-    return f"no difference in speed shown {at} against"
-
-
-def _slower(interval: Interval) -> bool:
-    return 0 < interval.high < 1 / 1.02
+    pace = facts.pace(interval)
+    if pace == "no difference shown":
+        return f"no difference in speed shown at batch {interval.batch} against"
+    return f"{text.ratio(facts.turned(interval).value)} {pace} at batch {interval.batch} than"
 
 
 def _spread(interval: Interval) -> str:
-    if _slower(interval) and interval.low > 0:  # said as a slow-down, so both ends are turned over too
-        turned = Interval(batch=interval.batch, value=1 / interval.value, low=1 / interval.high, high=1 / interval.low)
-        return f"95 % interval {text.interval(turned)}"
-    return f"95 % interval {text.interval(interval)}"
+    return f"95 % interval {text.interval(facts.turned(interval))}"
 
 
 def _over_plain(interval: Interval) -> str:
-    if interval.faster:
-        return f"{text.ratio(interval.value)} over the best plain engine"
-    if _slower(interval):
-        return f"{text.ratio(1 / interval.value)} slower than the best plain engine"
+    pace, times = facts.pace(interval), text.ratio(facts.turned(interval).value)
+    if pace == "faster":
+        return f"{times} over the best plain engine"
+    if pace == "slower":
+        return f"{times} slower than the best plain engine"
     return "no difference shown against the best plain engine"
 
 
 def _other_batches(report: Report, chosen: Chosen) -> str:
-    def short(interval: Interval) -> str:
-        if interval.faster:
-            return f"{text.ratio(interval.value)} faster at batch {interval.batch}"
-        if _slower(interval):
-            return f"{text.ratio(1 / interval.value)} slower at batch {interval.batch}"
-        return f"no difference shown at batch {interval.batch}"
-
-    others = tuple(short(i) for i in chosen.speedup if i.batch != facts.headline_batch(report))
+    others = tuple(
+        f"{_brief(interval)} at batch {interval.batch}"
+        for interval in chosen.speedup
+        if interval.batch != facts.headline_batch(report)
+    )
     return f", {text.listed(others)}" if others else ""
+
+
+def _brief(interval: Interval) -> str:
+    pace = facts.pace(interval)
+    return pace if pace == "no difference shown" else f"{text.ratio(facts.turned(interval).value)} {pace}"
 
 
 def _size(report: Report, chosen: Chosen) -> list[str]:
@@ -176,6 +168,14 @@ def _hint(report: Report) -> str:
         return f"; trial {failure.trial} drops by {text.drop(failure.bound.value, share=share)} ({n} examples)"
     would_do = f", about {text.count(failure.enough)} would do" if failure.enough else ""
     return f"; trial {failure.trial} was not shown to keep the limit with {n} examples{would_do}"
+
+
+def _needs(report: Report) -> str:
+    """The same in brief, beside a closest miss that gives the reason."""
+    failure = facts.first_failure(report)
+    if failure is None or not failure.enough:
+        return ""
+    return f"; about {text.count(failure.enough)} examples would do for trial {failure.trial}"
 
 
 def _limit(report: Report) -> str:

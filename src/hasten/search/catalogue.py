@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.core.errors import UsageError
 from hasten.core.recipe import Engine, Step
@@ -34,6 +34,7 @@ class Settings:
         batches: all sizes that are measured and reported; holds `batch`.
         seed: of every random choice.
         trials: most recipes to try; None for as many as the search thinks worth it.
+        relative_drop: a limit as a share of the original's score; it becomes `limit.max_drop` once that is known.
     """
 
     limit: Limit
@@ -41,6 +42,7 @@ class Settings:
     batches: tuple[int, ...] = (1, 32)
     seed: int = 0
     trials: int | None = None
+    relative_drop: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or min(self.batches) < 1:
@@ -49,3 +51,9 @@ class Settings:
             raise UsageError(f"batches {self.batches} must hold the batch size {self.batch}")
         if self.trials is not None and self.trials < 1:
             raise UsageError(f"trials must be at least 1, got {self.trials}")
+
+    def settled(self, score: float) -> Settings:
+        """The same with a relative limit turned into the score's unit, given the original's score on *select*."""
+        if self.relative_drop is None:
+            return self
+        return replace(self, limit=replace(self.limit, max_drop=self.relative_drop * abs(score)), relative_drop=None)

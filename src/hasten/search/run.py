@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def optimize(job: Job) -> Report:
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed)
     try:
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
+        job = _settle(job, bench)
         _search(job, bench)
         _finish(job, bench)
     finally:
@@ -58,11 +59,34 @@ def optimize(job: Job) -> Report:
     return summary.report(job.folder, job.store)
 
 
+def _settle(job: Job, bench: Bench) -> Job:
+    """Tries the network as given; what the limit is relative to is known from here on."""
+    job.watch.stage("search", "measuring the network as given")
+    first = bench.attempt(Recipe((), job.catalogue.as_given), job.watch.progress)
+    if not first.measurement:
+        raise ModelRefused(f"the network does not run as given: {first.reason}")
+    settings = job.settings.settled(first.measurement.score)
+    bench.settings = settings
+    job.store.remember("settings", settings_json(settings))
+    return replace(job, settings=settings)
+
+
+def settings_json(settings: Settings) -> dict[str, Any]:
+    """The settings as the report reads them."""
+    return {
+        "limit": settings.limit.to_json(),
+        "batch": settings.batch,
+        "batches": list(settings.batches),
+        "seed": settings.seed,
+        "trials": settings.trials,
+    }
+
+
 def _search(job: Job, bench: Bench) -> None:
     watch, settings = job.watch, job.settings
-    watch.stage("search", "looking at what the network allows")
     spaces = _survey(job, bench.workshop)
-    watch.expected_trials = min(settings.trials or 10**9, 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4)
+    guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
+    watch.expected_trials = min(settings.trials or guess, guess)
     dialogue = propose(job.catalogue, spaces, settings)
     recipe: Recipe | None = next(dialogue)
     tried = 0
@@ -70,8 +94,6 @@ def _search(job: Job, bench: Bench) -> None:
         began = time.monotonic()
         trial = bench.attempt(recipe, watch.progress)
         tried += 1
-        if tried == 1 and trial.state == "failed":
-            raise ModelRefused(f"the network does not run as given: {trial.reason}")
         watch.best = _best_words(job)
         watch.ended(trial, time.monotonic() - began)
         try:

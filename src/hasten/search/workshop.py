@@ -196,7 +196,7 @@ def _advance(network: Network, plan: Sequence[Action], length: int, run: Path, c
 def _original(run: str) -> Network:
     from hasten.load import saved
 
-    return saved.load(Path(run) / ORIGINAL)
+    return saved.load(Path(run) / ORIGINAL / "network")
 
 
 def _context(run: Path, loss: Loss, seed: int, engine: Engine) -> Context:

@@ -65,7 +65,8 @@ def digits() -> TaskData:
 def fashion_mnist() -> TaskData:
     """60,000 + 10,000 pictures of clothes, 10 classes, with the official split.
 
-    Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017, arXiv 1708.07747.
+    Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017,
+    arXiv 1708.07747.
     """
     folder = _idx_folder()
     train, held_out = (

@@ -76,7 +76,7 @@ def fit(
         DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
         Diverged: the loss or its gradient is NaN or infinite; at the very step.
         Unsupported: nothing in the network can be trained.
-        UsageError: a teacher is missing, not needed, or gives outputs of another shape.
+        UsageError: a teacher is missing, not needed, or gives outputs of another shape; shift without images.
 
     >>> line = View(inputs=(np.linspace(-1, 1, 64, dtype=np.float32)[:, None],), labels=np.linspace(-3, 3, 64))
     >>> fitted = fit(nn.Linear(1, 1), line, settings=Fit(loss="values", epochs=100, batch=16, learning_rate=0.1))
@@ -88,13 +88,15 @@ def fit(
         raise UsageError(f"training with loss={settings.loss!r} and distil={settings.distil} {wrong}")
     if len(view) < 2:
         raise DataRefused(f"training needs at least 2 examples, got {len(view)}")
+    if settings.augmentation == "shift" and view.inputs[0].ndim != 4:
+        raise UsageError(f"shift needs images (n, channels, height, width), got {view.inputs[0].shape}")
     place = torch.device(device)
     with torch.random.fork_rng(devices=[] if place.type == "cpu" else [place]), torch.enable_grad():
         torch.default_generator.manual_seed(settings.seed)  # dropout draws from the global state
         if place.type == "cuda":
             torch.cuda.manual_seed(settings.seed)
         home = trainable(module)[0].device
-        student = _eval_copy(module).to(place)
+        student = copy.deepcopy(module).eval().to(place)
         inputs = tuple(torch.from_numpy(np.array(a)).to(place) for a in view.inputs)
         aim = objective(settings, student, teacher, inputs, view.labels)
         curve = _train(student, inputs, aim, settings=settings, progress=progress, deadline=deadline)
@@ -175,12 +177,3 @@ def _optimizer(weights: list[nn.Parameter], settings: Fit) -> torch.optim.Optimi
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-
-
-def _eval_copy(module: nn.Module) -> nn.Module:
-    student = copy.deepcopy(module)
-    student.zero_grad()
-    try:
-        return student.eval()
-    except NotImplementedError as why:
-        raise Unsupported("an exported program has no training mode; lift it to ordinary layers first") from why

@@ -101,18 +101,25 @@ def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers
     wiring.rewire()
 
 
-def _constant_in_integers(
-    wiring: Wiring, name: str, integers: Array, scale: Array, axis: int, *, before: NodeProto
-) -> str:
+def _constant_in_integers(wiring: Wiring, name: str, integers: Array, scale: Array, axis: int, *, before: NodeProto) -> str:
     """Stores integers with a DequantizeLinear in front of their reader; gives the name of the real values."""
     inputs = [wiring.add_constant(f"{name}_quantized", integers), wiring.add_constant(f"{name}_scale", scale)]
-    inputs.append(wiring.add_constant(f"{name}_zero_point", np.zeros_like(scale, dtype=integers.dtype)))
+    inputs.append(_zeros(wiring, scale.shape, integers.dtype))
     out = f"{name}_dequantized"
     axes = {"axis": axis} if scale.ndim else {}
     wiring.nodes.insert(
         wiring.nodes.index(before), helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}_dequantize", **axes)
     )
     return out
+
+
+def _zeros(wiring: Wiring, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> str:
+    """The name of a constant full of zeros, stored once for each shape and type."""
+    name = "_".join(("zeros", kind.name, *map(str, shape)))
+    held = wiring.constant(name)
+    if held is not None and held.shape == shape and held.dtype == kind and not held.any():
+        return name
+    return wiring.add_constant(name, np.zeros(shape, dtype=kind))
 
 
 def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:

@@ -114,9 +114,7 @@ def _foldable(wiring: Wiring, layer: NodeProto) -> bool:
 
 def plain_gemm(node: NodeProto) -> bool:
     """Whether a Gemm is x·W + b with nothing else."""
-    return (
-        attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
-    )
+    return attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
 
 
 def _weight_and_bias(wiring: Wiring, layer: NodeProto, channels: int) -> tuple[Array, Array]:

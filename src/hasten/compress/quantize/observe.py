@@ -25,14 +25,15 @@ _TAIL = 1e-4  # share of the values that "percentile" cuts off, both ends togeth
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Mapping[str, tuple[str, ...]], view: View, *, observer: str, batch: int = BATCH
+    model: onnx.ModelProto, tensors: Mapping[str, tuple[str, ...]], view: View, *, observer: str, batch: int
 ) -> dict[str, Range]:
     """The range of each key of `tensors`, seen over all tensors in its value.
 
     Args:
         model: the graph in floats.
-        view: examples; the first `BATCHES * batch` of them are used.
-        observer: "minmax", "percentile", "mse" or "entropy".
+        view: examples, at least `batch`; the first `BATCHES * batch` of them are used.
+        observer: a key of `OBSERVERS`.
+        batch: examples in one run; a last incomplete batch is left out.
 
     Raises:
         Unsupported: where an activation is infinite or not a number.
@@ -49,7 +50,7 @@ def observe(
 
 
 def watch(model: onnx.ModelProto, names: Iterable[str], view: View, *, batch: int) -> Iterator[dict[str, Array]]:
-    """Runs the graph in ONNX Runtime and gives the named tensors, batch by batch; a last incomplete batch is left out."""
+    """Runs the graph in ONNX Runtime and gives the named tensors, batch by batch."""
     import onnxruntime
 
     inputs = [i.name for i in model.graph.input]
@@ -63,9 +64,7 @@ def watch(model: onnx.ModelProto, names: Iterable[str], view: View, *, batch: in
     options.intra_op_num_threads = 1  # one order of summation, so the same file every time
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for count, piece in enumerate(view.batches(min(batch, len(view)))):
-        if count == BATCHES or len(piece) < min(batch, len(view)):
-            return
+    for piece in view.take(slice(0, min(BATCHES, len(view) // batch) * batch)).batches(batch):
         feed = dict(zip(inputs, piece.inputs, strict=True))
         yield feed | dict(zip(wanted, session.run(wanted, feed), strict=True)) if wanted else feed
 

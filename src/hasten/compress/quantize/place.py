@@ -37,6 +37,11 @@ class Placement:
     scale_of: dict[str, str]
     whole: frozenset[str]
 
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """For each tensor that lends its scale, the tensors that use it."""
+        lenders = dict.fromkeys(self.scale_of.values())
+        return {lender: tuple(t for t, used in self.scale_of.items() if used == lender) for lender in lenders}
+
 
 def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Placement:
     """The placement for an engine with this profile, leaving the nodes named in `keep` in floats."""

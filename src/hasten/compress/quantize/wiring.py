@@ -17,7 +17,8 @@ Array = np.ndarray[Any, Any]
 class Wiring:
     """A working copy of a model; the model itself stays as it is.
 
-    Every node gets a name of its own: the one it has, or `<type>_<first output>` where that is empty or taken.
+    Every node gets a name of its own: the one it has, or `<type>_<first output>` where that is empty or taken; notes that
+    exporters leave on nodes go.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -32,15 +33,17 @@ class Wiring:
         for held in (graph.node, graph.initializer, graph.value_info, graph.input, graph.quantization_annotation):
             del held[:]
         graph.input.extend(kept_inputs)
-        self._name_nodes()
+        self._tidy_nodes()
         self.rewire()
 
-    def _name_nodes(self) -> None:
+    def _tidy_nodes(self) -> None:
         taken: set[str] = set()
         for node in self.nodes:
             if not node.name or node.name in taken:
                 node.name = f"{node.op_type}_{node.output[0]}"
             taken.add(node.name)
+            node.doc_string = ""
+            del node.metadata_props[:]  # exporters leave stack traces here
 
     def rewire(self) -> None:
         """Looks up makers and readers again; call it after any change to `nodes` or to a node."""

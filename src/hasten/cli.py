@@ -1,0 +1,222 @@
+"""Words <-> values; computes nothing. `hasten --help` imports neither torch nor an engine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hasten.core.errors import HastenError, UsageError
+
+if TYPE_CHECKING:
+    from hasten.core.report import Report
+
+app = typer.Typer(
+    name="hasten",
+    help="Makes neural networks fast and proves that they still work.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Run = Annotated[Path | None, typer.Option("--run", help="Run folder; the same command goes on there.")]
+Drop = Annotated[str, typer.Option("--max-drop", help="What the score may lose: 1pt, 0.01 or 1%rel.")]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
+INTERRUPTED = 130
+
+
+@app.command()
+def optimize(
+    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    data: Annotated[Path, typer.Option("--data", help=".npz, .csv, .parquet, or a folder of images by class.")],
+    prove: Annotated[
+        Path | None,
+        typer.Option("--prove", help="Data that the network was not trained on; no choice touches it."),
+    ] = None,
+    max_drop: Drop = "1pt",
+    run: Run = None,
+    batch: Annotated[int, typer.Option("--batch", help="Batch size whose latency is to fall.")] = 1,
+    score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, mse, f1, auc, …")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
+    seed: Seed = 0,
+    trials: Annotated[int | None, typer.Option("--trials", help="Most recipes to try.")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the statement about the drop.")] = 0.95,
+    accept: Annotated[str, typer.Option("--accept", help="proof, or point to be content with the estimate.")] = "proof",
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Cap on the latency.")] = None,
+    size_bytes: Annotated[int | None, typer.Option("--size-bytes", help="Cap on the size on disk.")] = None,
+    peak_memory_bytes: Annotated[int | None, typer.Option("--peak-memory-bytes", help="Cap on memory.")] = None,
+    min_speedup: Annotated[float | None, typer.Option("--min-speedup", help="Least speed-up.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find the fastest network that keeps the score, and prove it."""
+    from hasten import verbs
+
+    if accept not in ("proof", "point"):
+        raise UsageError(f"--accept must be proof or point, got {accept!r}")
+    options = verbs.Options(
+        batch=batch,
+        score=score,
+        target=target,
+        group=group,
+        seed=seed,
+        trials=trials,
+        confidence=confidence,
+        accept="point" if accept == "point" else "proof",
+        latency_ms=latency_ms,
+        size_bytes=size_bytes,
+        peak_memory_bytes=peak_memory_bytes,
+        min_speedup=min_speedup,
+        command=_command(),
+    )
+    with _progress() as watcher:
+        found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+    _show(found, json_)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"),
+    max_drop: Drop = "1pt",
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Train a small network on real images, make it fast, and prove it."""
+    from hasten import demo as demonstration
+
+    with _progress() as watcher:
+        found = demonstration.demo(run, max_drop=max_drop, seed=seed, watcher=watcher, say=_say)
+    _show(found, json_)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder: finished, running or broken off.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show what a run has found so far."""
+    from hasten import verbs
+
+    found = verbs.report(run)
+    if html:
+        verbs.write_page(found, html)
+    _show(found, json_, running=True)
+
+
+@app.command()
+def benchmark(
+    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Real inputs; random ones without.")] = None,
+    batch: Annotated[list[int], typer.Option("--batch", help="Batch size; may be given more than once.")] = [1, 32],  # noqa: B006
+    json_: Json = False,
+) -> None:
+    """Race the engines on the unchanged network."""
+    from hasten import racing
+
+    with _progress() as watcher:
+        found = racing.benchmark(model, data, batches=tuple(batch), watcher=watcher)
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        racing.show(found, _console())
+    raise typer.Exit(0)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Say what this machine is and what is missing."""
+    from hasten import racing
+
+    found = racing.doctor()
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        racing.show_doctor(found, _console())
+
+
+@app.command()
+def tasks(json_: Json = False) -> None:
+    """List the built-in tasks and where their data comes from."""
+    from hasten import tasks as built_in
+
+    found = [{"name": name, "missing": built_in.missing(name)} for name in built_in.names()]
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        for entry in found:
+            print(f"{entry['name']:16} {entry['missing'] or 'ready'}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from hasten import __version__
+
+        print(__version__)
+        raise typer.Exit(0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; every error is one line on standard error and an exit code of docs/format.md."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except HastenError as why:
+        _fail(str(why), why.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as why:
+        told = getattr(why, "format_message", None)  # what typer raises on words that it cannot use
+        if told is None:
+            raise
+        _fail(told(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"hasten: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _command() -> str:
+    return shlex.join(["hasten", *sys.argv[1:]])
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _progress() -> Any:
+    from hasten.live import Live
+
+    return Live(sys.stderr)
+
+
+def _show(found: Report, as_json: bool, *, running: bool = False) -> None:
+    """Prints the report and leaves with its exit code; looking at an unfinished run is no error."""
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        from hasten.report.terminal import show
+
+        show(found, _console())
+    code: Literal[0] | int = 0 if running and found.state != "finished" else found.exit_code
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

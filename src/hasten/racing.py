@@ -1,0 +1,175 @@
+"""The engine race alone, and what this machine has."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core import folder
+from hasten.core.child import Child, Reply
+from hasten.core.data import View
+from hasten.core.errors import ChildFailed, HastenError, UsageError
+from hasten.core.network import Arrays
+from hasten.core.recipe import Engine, describe
+from hasten.core.runner import Runner
+from hasten.measure import machine, timing
+from hasten.search.bench import check_alike, difference
+from hasten.search.watch import Watch, Watcher, nobody
+
+_SHORT = timing.Protocol(fewest=4, most=4)
+_EXTRAS = {"pandas": "tables", "pyarrow": "tables", "PIL": "images", "mlxtend": "demo", "nncf": "peers"}
+
+
+def benchmark(
+    model: str | Path, data: str | Path | None = None, *, batches: Sequence[int] = (1, 32), watcher: Watcher = nobody
+) -> dict[str, Any]:
+    """Times the unchanged network in every engine that is here, each in its own processes, all in the same rounds.
+
+    Args:
+        model: a `.pt2` or `.onnx` file.
+        data: real inputs; without it, random ones of the network's shapes.
+        batches: batch sizes.
+        watcher: is told the progress.
+
+    Returns:
+        {"engines": one row each with `engine`, and either `reason` or latencies, speed-up over the first and the largest
+        difference of the outputs; "environment"}. An engine that fails has its reason and stops nothing.
+    """
+    if not batches or min(batches) < 1:
+        raise UsageError(f"a batch size must be at least 1, got {list(batches)}")
+    if not Path(model).exists():
+        raise UsageError(f"no such file: {model}")
+    watch = Watch(watcher=watcher)
+    watch.stage("load", "opening the network and packing it for each engine")
+    with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
+        words = {"model": str(model), "data": None if data is None else str(data), "rows": max(batches)}
+        opened = child.call("hasten.racing:_pack_all", into=name, **words, deadline_s=600)
+        rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
+        sizes = [fixed] if fixed else sorted(set(batches))
+        running = _check(rows, Path(name), opened.arrays, fixed)
+        contestants = [timing.Contestant(folder=Path(name) / str(rows.index(r)), fixed_batch=fixed) for r in running]
+        if contestants:
+            watch.stage("race", "timing the engines in turn")
+            timed = timing.race(contestants, opened.arrays, sizes, protocol=_SHORT, progress=watch.progress)
+            for at, row in enumerate(running):
+                row["latency_ms"] = [entry.to_json() for entry in timed.latency(at)]
+                row["speedup"] = [i.to_json() for i in timed.speedup(0, at)] if at else []
+                row["peak_memory_bytes"] = timed.peak_memory_bytes[at]
+    return {"model": str(model), "engines": rows, "environment": machine.environment()}
+
+
+def doctor() -> dict[str, Any]:
+    """The machine, the engines that run on it, and the optional packages that are missing."""
+    import importlib.util
+
+    from hasten import presets
+
+    engines = [presets.default("module").as_given, *presets.default("module").engines]
+    missing = {p: extra for p, extra in _EXTRAS.items() if importlib.util.find_spec(p) is None}
+    return {
+        "environment": machine.environment(),
+        "engines": [{"engine": describe(e), "missing": e.available()} for e in engines],
+        "int8_dot_product": machine.has_int8_dot(),
+        "bfloat16": machine.has_bf16(),
+        "missing_packages": {p: f"pip install 'hasten[{extra}]'" for p, extra in missing.items()},
+    }
+
+
+def show(found: dict[str, Any], console: Any) -> None:
+    """Prints the race as one table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{found['model']} on {found['environment']['cpu']}, {found['environment']['cores']} cores"))
+    for heading in ("engine", "batch", "p50 ms", "p95 ms", "× first (95 %)", "memory MB", "difference"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    for row in found["engines"]:
+        speed = {s["batch"]: f"{s['value']:.2f} ({s['low']:.2f}–{s['high']:.2f})" for s in row.get("speedup", [])}
+        for entry in row.get("latency_ms", []):
+            table.add_row(
+                row["engine"],
+                str(entry["batch"]),
+                f"{entry['p50_ms']:.3g}",
+                f"{entry['p95_ms']:.3g}",
+                speed.get(entry["batch"], "1"),
+                f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                f"{row['difference']:.1g}",
+            )
+    console.print(table)
+    for row in found["engines"]:
+        if row["reason"]:
+            console.print(Text(f"{row['engine']}: {row['reason']}"))
+
+
+def show_doctor(found: dict[str, Any], console: Any) -> None:
+    """Prints what `doctor` found."""
+    environment = found["environment"]
+    console.print(f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_bytes'] / 2**30:.0f} GiB")
+    console.print(f"8-bit dot products: {_yes(found['int8_dot_product'])}, bfloat16: {_yes(found['bfloat16'])}")
+    for name, version in environment["versions"].items():
+        console.print(f"  {name} {version}", highlight=False)
+    for row in found["engines"]:
+        console.print(f"engine {row['engine']}: {row['missing'] or 'ready'}", highlight=False, markup=False)
+    for package, command in found["missing_packages"].items():
+        console.print(f"optional {package} is missing: {command}", highlight=False, markup=False)
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _check(rows: list[dict[str, Any]], place: Path, inputs: Arrays, fixed: int | None) -> list[dict[str, Any]]:
+    """Launches each packed engine once; the rows of those that answer, the first one's outputs being the measure."""
+    first: Arrays | None = None
+    running = []
+    for at, row in enumerate(rows):
+        if row["reason"]:
+            continue
+        try:
+            with Runner(place / str(at), fixed_batch=fixed) as runner:
+                outputs = runner.outputs(inputs)
+            first = first or outputs
+            check_alike(first, outputs)
+        except ChildFailed as why:
+            row["reason"] = str(why)
+            continue
+        row["difference"] = difference(first, outputs)
+        running.append(row)
+    return running
+
+
+def _pack_all(*, into: str, model: str, data: str | None, rows: int) -> Reply:
+    """In a child: opens the network and packs it for each engine; gives inputs, and the reason of each that cannot."""
+    from hasten import presets
+    from hasten.load import files, lower
+    from hasten.load.data import read
+
+    given = None if data is None else read(data).view
+    network = files.open_network(Path(model), None if given is None else given.take(slice(0, 4)).inputs)
+    network, _ = files.check_forward(network)
+    catalogue = presets.default(network.kind)
+    source = given or View(inputs=network.example)
+    inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs
+    found = []
+    graph = None
+    for at, engine in enumerate([catalogue.as_given, *(e for e in catalogue.engines if e != catalogue.as_given)]):
+        try:
+            if engine.takes == "graph":
+                graph = graph or lower.lower(network)
+            _pack(engine, graph if engine.takes == "graph" and graph else network, Path(into) / str(at))
+            reason = None
+        except HastenError as why:
+            reason = str(why)
+        found.append({"engine": describe(engine), "reason": reason})
+    return Reply({"rows": found, "fixed_batch": network.fixed_batch}, inputs)
+
+
+def _pack(engine: Engine, network: Any, place: Path) -> None:
+    if why := engine.available():
+        raise ChildFailed(why)
+    with folder.new_folder(place) as fresh:
+        engine.pack(network, fresh)

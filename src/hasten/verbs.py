@@ -1,0 +1,322 @@
+"""The verbs behind the door and the command line: from what the user brings to a Report, and the files that tell it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten.core import folder
+from hasten.core.child import Child
+from hasten.core.errors import ModelRefused, StorageError, UsageError
+from hasten.core.recipe import fingerprint
+from hasten.core.report import Accept, Limit, Report
+from hasten.core.store import Store
+from hasten.search.watch import Watch, Watcher, nobody
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hasten.search.run import Job
+
+STORE = "run.sqlite"
+_OPENING_S = 600.0
+_ROOM_BYTES = 12 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What else can be asked of `optimize`.
+
+    Args:
+        batch: the batch size whose latency is to fall; 1 and 32 are reported besides.
+        score: "accuracy", "mse", "f1", "auc", …; None lets the data choose.
+        target: the column or array with the labels; group: the one whose equal values belong together.
+        seed: the same seed gives the same result.
+        trials: most recipes to try.
+        confidence: of the statement about the drop, in (0.5, 1).
+        accept: "proof" asks for the bound, "point" takes the estimate.
+        latency_ms, size_bytes, peak_memory_bytes, min_speedup: caps that the result must meet.
+        command: how the user asked, for the report.
+    """
+
+    batch: int = 1
+    score: str | None = None
+    target: str | None = None
+    group: str | None = None
+    seed: int = 0
+    trials: int | None = None
+    confidence: float = 0.95
+    accept: Accept = "proof"
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    min_speedup: float | None = None
+    command: str = ""
+
+    def limit(self, max_drop: float) -> Limit:
+        """The limit with all caps."""
+        names = ("confidence", "accept", "latency_ms", "size_bytes", "peak_memory_bytes", "min_speedup")
+        return Limit(max_drop=max_drop, **{name: getattr(self, name) for name in names})
+
+
+def optimize(
+    model: nn.Module | str | Path,
+    data: Any,
+    prove: Any = None,
+    *,
+    max_drop: float | str = 0.01,
+    run: str | Path | None = None,
+    options: Options | None = None,
+    watcher: Watcher = nobody,
+) -> Report:
+    """The fastest network that loses no more score than `max_drop`, with the proof.
+
+    The model is left alone. Everything is kept in the run folder; the same call goes on where a killed one was.
+
+    Args:
+        model: a torch module, or the path of a `.pt2` or `.onnx` file.
+        data: for training, calibrating and selecting: arrays, a Dataset or DataLoader, or a path (see `hasten.load.data.read`).
+        prove: data that the network was not trained on. Without it a part of `data` proves, "provenance unknown".
+        max_drop: in the score's unit (0.01 of an accuracy is one point), or "1pt", or "1%rel" of the original's score.
+        run: the folder; by default one under `runs/` that belongs to this very call.
+        options: everything else.
+        watcher: is told the progress.
+
+    Returns:
+        The report; `report.artifact` is the folder with the result.
+
+    Raises:
+        UsageError, DataRefused, ModelRefused, RunLocked, StorageError: see `hasten.core.errors`.
+    """
+    options = options or Options()
+    drop, relative = parse_drop(max_drop)
+    limit = options.limit(drop)
+    given = _Given.of(model, data, prove, options)
+    config = given.config(limit, relative, options)
+    place = Path(run) if run is not None else Path("runs") / f"{given.name}-{fingerprint(config)[:8]}"
+    lock = folder.Lock(_usable(place))
+    try:
+        store = Store(place / STORE)
+        try:
+            _same(place, store, config)
+            job = _job(place, store, given, limit, options, relative, watcher)
+            return _told(place, job)
+        finally:
+            store.close()
+    finally:
+        lock.release()
+
+
+def report(run: str | Path) -> Report:
+    """The report of a run folder at any moment: finished, running or broken off. Raises StorageError."""
+    from hasten.report.sentence import verdict_sentence
+    from hasten.search import summary
+
+    place = Path(run)
+    store = Store(place / STORE, writable=False)
+    try:
+        found = summary.report(place, store, state="running" if folder.locked(place) else "interrupted")
+    finally:
+        store.close()
+    return replace(found, sentence=verdict_sentence(found))
+
+
+def parse_drop(words: float | str) -> tuple[float, bool]:
+    """A drop and whether it is relative to the original's score.
+
+    >>> parse_drop("1pt"), parse_drop("0.5 pt"), parse_drop(0.02), parse_drop("1%rel")
+    ((0.01, False), (0.005, False), (0.02, False), (0.01, True))
+
+    Raises:
+        UsageError: on anything else; a bare "1%" could mean either and is refused.
+    """
+    if isinstance(words, (int, float)):
+        return float(words), False
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(pt|%rel|%)?\s*", words)
+    if not found:
+        raise UsageError(f"a drop must look like 1pt, 0.01 or 1%rel, got {words!r}")
+    value, unit = float(found[1]), found[2]
+    if unit == "%":
+        raise UsageError(
+            f"{words.strip()!r} can mean two things: write {found[1]}pt for {found[1]} points of the score "
+            f"({value / 100:g}), or {found[1]}%rel for that share of the original's score"
+        )
+    return (value, False) if unit is None else (value / 100, unit == "%rel")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Given:
+    """What the user brought, with the digests by which a folder knows it again."""
+
+    model: Any
+    data: Any
+    prove: Any
+    name: str
+    digests: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, data: Any, prove: Any, options: Options) -> _Given:
+        if isinstance(model, (str, Path)):
+            name, digest = Path(model).stem, _digest_path(Path(model))
+        else:
+            name, digest = type(model).__name__, _digest_module(model)
+        if not isinstance(data, (str, Path)):
+            from hasten.load.data import read
+
+            data = read(data, target=options.target, group=options.group)
+            prove = None if prove is None else read(prove, target=options.target, group=options.group, classes=data.classes)
+        elif prove is not None and not isinstance(prove, (str, Path)):
+            raise UsageError("give data and prove both as paths or both as arrays")
+        digests = {"model": digest, "data": _digest_data(data), "prove": None if prove is None else _digest_data(prove)}
+        return cls(model=model, data=data, prove=prove, name=name, digests=digests)
+
+    def config(self, limit: Limit, relative: bool, options: Options) -> dict[str, Any]:
+        """All that a run depends on; one folder holds one such."""
+        asked = {k: v for k, v in vars(options).items() if k != "command"}
+        return {**self.digests, "limit": limit.to_json(), "relative": relative, **asked}
+
+
+def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Options, relative: bool, watcher: Watcher) -> Job:
+    from hasten import presets
+    from hasten.load import split
+    from hasten.measure import machine, scores
+    from hasten.search.catalogue import Settings
+    from hasten.search.run import Job
+
+    watch = Watch(watcher=watcher)
+    task = store.once("task", lambda: _prepare(place, given, limit, options, watch))
+    store.once("environment", machine.environment)
+    batches = tuple(sorted({1, 32, options.batch}))
+    if task["fixed_batch"]:
+        if options.batch not in (1, task["fixed_batch"]):
+            raise UsageError(f"the network takes batches of {task['fixed_batch']} only, got --batch {options.batch}")
+        batches = (task["fixed_batch"],)
+    return Job(
+        folder=place,
+        store=store,
+        views=split.reopen(place),
+        score=scores.by_name(task["score"]),
+        loss=task["loss"],
+        catalogue=presets.default(task["kind"]),
+        settings=Settings(
+            limit=limit,
+            batch=task["fixed_batch"] or options.batch,
+            batches=batches,
+            seed=options.seed,
+            trials=options.trials,
+            relative_drop=limit.max_drop if relative else None,
+        ),
+        watch=watch,
+    )
+
+
+def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: Watch) -> dict[str, Any]:
+    """Fills the run folder; files are opened in a guarded child."""
+    from hasten import prepare
+
+    watch.stage("load", "reading the data and opening the network")
+    how = {"seed": options.seed, "max_drop": limit.max_drop}
+    with Child(memory_bytes=_ROOM_BYTES) as child:
+        if isinstance(given.data, (str, Path)):
+            paths = {"data": str(given.data), "prove": None if given.prove is None else str(given.prove)}
+            words = {"target": options.target, "group": options.group}
+            task = child.call(
+                "hasten.prepare:read_and_cut", run=str(place), **paths, **words, **how, deadline_s=_OPENING_S
+            ).value
+        else:
+            task = prepare.cut(place, given.data, given.prove, **how)
+        watch.progress(0.5, "opening the network")
+        if isinstance(given.model, (str, Path)):
+            opened = child.call(
+                "hasten.prepare:open_file", run=str(place), model=str(given.model), score=options.score, deadline_s=_OPENING_S
+            )
+        else:
+            _save_module(given.model, place)
+            opened = child.call("hasten.prepare:check_saved", run=str(place), score=options.score, deadline_s=_OPENING_S)
+    return {**task, **opened.value, "model": given.name, "command": options.command}
+
+
+def _save_module(module: nn.Module, place: Path) -> None:
+    from hasten import prepare
+    from hasten.load import files, saved
+
+    try:
+        with folder.new_folder(place / "networks" / "given") as fresh:
+            saved.save(files.from_module(module, prepare.example(place)), fresh / "network")
+    except (TypeError, AttributeError) as why:
+        raise ModelRefused(f"{type(module).__name__} cannot be copied and pickled: {why}") from why
+
+
+def _told(place: Path, job: Job) -> Report:
+    """Runs the job and writes report.json and report.html, in the run folder and beside the result."""
+    from hasten.search import export, run
+
+    finished = _with_sentence(run.optimize(job))
+    text = json.dumps(finished.to_json(), indent=1) + "\n"
+    if finished.artifact:
+        export.add(Path(finished.artifact), "report.json", text)
+    folder.write(place / "report.json", text)
+    write_page(finished, place / "report.html")
+    return finished
+
+
+def write_page(finished: Report, file: Path) -> None:
+    """Writes the HTML page of a report."""
+    from hasten.report.html import page
+
+    folder.write(file, page(finished))
+
+
+def _with_sentence(found: Report) -> Report:
+    from hasten.report.sentence import verdict_sentence
+
+    return replace(found, sentence=verdict_sentence(found))
+
+
+def _usable(place: Path) -> Path:
+    """The folder, if it is new, empty, or a run of ours."""
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"--run must be a folder, {place} is a file")
+    if place.is_dir() and any(place.iterdir()) and not (place / STORE).exists() and not (place / "lock").exists():
+        raise UsageError(f"{place} is not empty and holds no run; choose a new folder")
+    return place
+
+
+def _same(place: Path, store: Store, config: dict[str, Any]) -> None:
+    known = store.once("config", lambda: config)
+    if known != json.loads(json.dumps(config)):
+        different = sorted(k for k in config if known.get(k) != json.loads(json.dumps(config[k])))
+        raise UsageError(f"{place} holds a run with another {', '.join(different)}; choose a new --run folder")
+
+
+def _digest_path(path: Path) -> str:
+    if not path.exists():
+        raise UsageError(f"no such file: {path}")
+    if path.is_dir():
+        entries = sorted(p for p in path.rglob("*") if p.is_file())
+        return fingerprint([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in entries])
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as why:
+        raise StorageError(f"cannot read {path}: {why.strerror}") from why
+
+
+def _digest_data(data: Any) -> str:
+    return _digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
+
+
+def _digest_module(module: Any) -> str:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(module, torch.nn.Module):
+        raise UsageError(f"model must be a torch module or the path of a .pt2 or .onnx file, got {type(module).__name__}")
+    digest = hashlib.sha256(str(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
