@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from hasten.core.report import (
     Trial,
 )
 
-HOSTILE = "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red]\x00&amp;"
+HOSTILE = "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red][/]\x00&amp;"
 ENVIRONMENT: dict[str, Any] = {
     "cpu": "AMD EPYC 7B13, 2 cores",
     "flags": ["avx2", "fma"],
@@ -323,11 +324,12 @@ def long(trials: int = 300) -> Report:
         if i % 7 == 6
         else trial(i, "OnnxRuntime", "FoldBatchNorm", f"PruneChannels(amount={i / 400:.3f})", "StaticInt8",
                    p50=0.4 / (1 + i % 37 / 5), drop=(i * 37 % 101) / 4000 - 0.003, size=400_000 - 900 * i)
-        for i in range(trials)
+        for i in range(len(TRIALS), trials)
     )  # fmt: skip
-    return replace(kept, trials=many)
+    return replace(kept, trials=(*TRIALS, *many))
 
 
+@functools.cache
 def with_sentences() -> dict[str, Report]:
     """Every sample with its sentence filled in, as the search does."""
     from hasten.report import verdict_sentence

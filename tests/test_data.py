@@ -250,13 +250,13 @@ def broken_folder(tmp_path: Path, change: Callable[[Path], Any]) -> Path:
 
 def cut_short(folder: Path) -> None:
     whole = (folder / "a" / "0.png").read_bytes()
-    (folder / "a" / "0.png").write_bytes(whole[: len(whole) - 20])
+    (folder / "a" / "0.png").write_bytes(whole[:48])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: Image.new("L", (3, 2)).save(f / "b" / "9.png"), r"one size and kind, got 2×2 gray in .*0\.png and 3×2 gray in .*9\.png"),
+        (lambda f: Image.new("L", (3, 2)).save(f / "b" / "9.png"), r"one size .* got 2×2 gray in .*0\.png and 3×2 .*9\.png"),
         (lambda f: Image.new("RGB", (2, 2)).save(f / "b" / "9.png"), r"2×2 gray in .* and 2×2 colour in .*9\.png"),
         (lambda f: Image.new("RGBA", (2, 2)).save(f / "b" / "9.png"), r"gray or RGB, got RGBA .* in .*9\.png"),
         (lambda f: (f / "b" / "notes.txt").write_text("x"), r"expected images .*notes\.txt"),

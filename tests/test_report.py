@@ -1,4 +1,4 @@
-"""The report says no more than was shown, and what it draws stands alone. Each check of a page is held against a planted fault."""
+"""The report says no more than was shown, and its page stands alone. Each check of a page is held against a planted fault."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
-import sample_reports as samples
 from rich.cells import cell_len
 from rich.console import Console
 
+import sample_reports as samples
 from hasten.core.report import Interval, Limit, Report
 from hasten.report import facts, json_text, page, plot, show, tables, text, verdict_sentence
 
 NAMES = sorted(samples.ALL)
-VOID = frozenset(("meta", "br", "circle", "line", "rect", "polyline"))
+VOID = frozenset(("meta", "br"))
 LINKS = frozenset(("src", "srcset", "href", "xlink:href", "action", "data", "poster", "background", "formaction"))
 
 SENTENCES = {
@@ -30,11 +30,11 @@ SENTENCES = {
     "3.8× smaller; accuracy 98.4 % → 98.3 %, drop at most 0.55 points (95 %, 2,000 examples): kept.",
     "equal": "3.4× faster at batch 1 than the network as given (95 % interval 3.3–3.6; 1.05× over the best plain engine); "
     "accuracy 98.4 %, outputs equal (2,000 examples): equal.",
-    "plain": "Nothing faster was proved within 1 point: the network comes back unchanged in OnnxRuntime, 3.1× faster at batch 1 "
-    "than as given (95 % interval 2.9–3.4), outputs equal.",
+    "plain": "Nothing faster was proved within 1 point: the network comes back unchanged in OnnxRuntime, 3.1× faster at batch "
+    "1 than as given (95 % interval 2.9–3.4), outputs equal.",
     "unchanged": "Nothing faster was proved within 1 point: the network comes back unchanged.",
-    "cap_unmet": "No candidate certified within 1 point meets the cap: latency at most 0.05 ms at batch 1 and size at most 80 kB; "
-    "closest miss: trial 7: latency 0.0613 ms (12 % over), size 71 kB; its drop was not shown to keep the limit; "
+    "cap_unmet": "No candidate certified within 1 point meets the cap: latency at most 0.05 ms at batch 1 and size at most "
+    "80 kB; closest miss: trial 7: latency 0.0613 ms (12 % over), size 71 kB; its drop was not shown to keep the limit; "
     "about 3,100 examples would do for trial 7.",
     "not_shown": "No candidate certified within 1 point meets the cap: at least 4.0× faster; closest miss: trial 6: 4.9×, "
     "estimated drop 0.3 points; about 1,200 examples would do for trial 6.",
@@ -46,15 +46,17 @@ SENTENCES = {
     "unknown": "4.9× faster at batch 1 than the network as given (95 % interval 4.6–5.3; 1.5× over the best plain engine), "
     "3.8× smaller; accuracy 98.4 % → 98.3 %, drop at most 0.55 points (95 %, 2,000 examples): kept (provenance unknown: the "
     "original may have been trained on these examples; proof data reused).",
-    "slower": "1.6× slower at batch 32 than the network as given (95 % interval 1.5–1.7; 5.0× slower than the best plain engine), "
-    "1.16× slower at batch 1, 3.7× smaller; accuracy 98.4 % → 98.3 %, drop at most 0.55 points (95 %, 2,000 examples): kept.",
-    "no_difference": "No difference in speed shown at batch 1 against the network as given (95 % interval 1.00–1.06; no difference "
-    "shown against the best plain engine); accuracy 98.4 % → 98.3 %, drop at most 0.55 points (95 %, 2,000 examples): kept.",
+    "slower": "1.6× slower at batch 32 than the network as given (95 % interval 1.5–1.7; 5.0× slower than the best plain "
+    "engine), 1.16× slower at batch 1, 3.7× smaller; accuracy 98.4 % → 98.3 %, "
+    "drop at most 0.55 points (95 %, 2,000 examples): kept.",
+    "no_difference": "No difference in speed shown at batch 1 against the network as given (95 % interval 1.00–1.06; no "
+    "difference shown against the best plain engine); accuracy 98.4 % → 98.3 %, "
+    "drop at most 0.55 points (95 %, 2,000 examples): kept.",
     "values": "4.9× faster at batch 1 than the network as given (95 % interval 4.7–5.2), 3.8× smaller; negative squared error "
     "0.984 → 0.983, drop at most 0.0055 (95 %, 2,000 examples): kept.",
     "running": "Running: 7 trials done, best so far 4.9× with a drop of 0.1 points (ranking figures, nothing is proved yet).",
-    "interrupted": "Interrupted: 7 trials done, best so far 4.9× with a drop of 0.1 points (ranking figures, nothing is proved yet); "
-    "the same command goes on from here.",
+    "interrupted": "Interrupted: 7 trials done, best so far 4.9× with a drop of 0.1 points (ranking figures, nothing is proved "
+    "yet); the same command goes on from here.",
     "empty": "No candidate was certified within 1 point.",
 }
 
@@ -134,11 +136,11 @@ def test_clean_leaves_nothing_that_acts_on_a_screen() -> None:
 class Parsed(HTMLParser):
     """What a page consists of; `faults` names what is wrong with it."""
 
-    source: str
+    source: str = field(repr=False)
     stack: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list, repr=False)
+    words: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -213,6 +215,7 @@ def test_the_check_of_the_page_sees_a_fault(name: str) -> None:
     written = page(samples.kept)
     old, new = PLANTED[name]
     assert old in written
+    assert not Parsed(written).faults
     assert Parsed(written.replace(old, new)).faults
 
 
@@ -310,7 +313,7 @@ def test_words_stand_out_from_their_ground(scheme: str, named: dict[str, str]) -
 # ---- the plot
 
 
-@pytest.mark.parametrize("report", [*samples.ALL.values(), samples.long(80)], ids=[*samples.ALL, "long"])
+@pytest.mark.parametrize("report", [*samples.ALL.values(), samples.long(80)], ids=[*samples.ALL, "80 trials"])
 def test_the_plot_keeps_its_frame_and_its_order(report: Report) -> None:
     drawn = plot.pareto_plot(report)
     if drawn is None:
@@ -326,7 +329,7 @@ def test_the_plot_keeps_its_frame_and_its_order(report: Report) -> None:
             assert (rows[a.trial].speedup or 0) < (rows[b.trial].speedup or 0)
         if a.y < b.y:
             assert (rows[a.trial].drop or 0) < (rows[b.trial].drop or 0)
-    assert 3 <= len(drawn.across)
+    assert len(drawn.across) >= 3
     assert 2 <= len(drawn.down) <= 8
     assert "1×" in [words for _, words in drawn.across]
 
@@ -337,7 +340,8 @@ def test_labels_do_not_cover_each_other(report: Report) -> None:
     if drawn is None:
         return
     boxes = [plot._box(label) for label in drawn.labels]
-    assert not any(plot._overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    for (left, top, right, bottom), (left2, top2, right2, bottom2) in itertools.combinations(boxes, 2):
+        assert right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
     assert all(plot._inside(box) for box in boxes)
     assert any(label.style == "limit" for label in drawn.labels)
     assert any(label.style == "major" for label in drawn.labels) == any(
@@ -378,7 +382,8 @@ def test_colour_is_for_terminals() -> None:
 
 
 def test_the_terminal_reads_no_markup() -> None:
-    assert "[bold red]" in " ".join(printed(samples.hostile, 120).split())
+    out = " ".join(printed(samples.hostile, 1000).split())
+    assert out.count("[bold red][/]") > 3 * len(samples.TRIALS) / 2
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -395,7 +400,8 @@ def test_the_terminal_tells_the_whole_story(width: int) -> None:
 
 def test_what_is_left_out_is_said() -> None:
     out = printed(samples.long(300), 100)
-    shown = len(re.findall(r"^ +\d+ +(?:FoldBatchNorm|StaticInt8) ", out.partition("What each step")[0], re.M))
+    rows = out.partition("Trials (")[2].partition("What each step")[0]
+    shown = len(re.findall(r"^ +\d+   +\S", rows, re.M))
     missing = int(re.search(r"Trials \((\d+) more", out).group(1))  # type: ignore[union-attr]
     assert shown + missing == 300
 
@@ -406,7 +412,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_classes_that_changed_come_worst_first() -> None:
     table = tables.classes(samples.kept)
     assert [line.cells[0] for line in table.lines] == ["bird", "cat", "ship", "dog", "frog"]
-    assert all(0 <= line.bar.start and line.bar.start + line.bar.length <= 100 for line in table.lines if line.bar)
+    assert all(line.bar.start >= 0 and line.bar.start + line.bar.length <= 100 for line in table.lines if line.bar)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
-    from hasten.verbs import Options, optimize, report
+    from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Limit", "Options", "Recipe", "Report", "optimize", "report"]
+__all__ = ["Limit", "Options", "Recipe", "Report", "load_report", "optimize"]
 
 _HOMES = {
     "Limit": "hasten.core.report",
     "Options": "hasten.verbs",
     "Recipe": "hasten.core.recipe",
     "Report": "hasten.core.report",
+    "load_report": "hasten.verbs",
     "optimize": "hasten.verbs",
-    "report": "hasten.verbs",
 }
 
 

@@ -104,7 +104,7 @@ def report(
     """Show what a run has found so far."""
     from hasten import verbs
 
-    found = verbs.report(run)
+    found = verbs.load_report(run)
     if html:
         verbs.write_page(found, html)
     _show(found, json_, running=True)

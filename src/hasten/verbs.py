@@ -112,7 +112,7 @@ def optimize(
         lock.release()
 
 
-def report(run: str | Path) -> Report:
+def load_report(run: str | Path) -> Report:
     """The report of a run folder at any moment: finished, running or broken off. Raises StorageError."""
     from hasten.report.sentence import verdict_sentence
     from hasten.search import summary

@@ -35,6 +35,7 @@ from hasten.core.network import Arrays
 
 _HEAD = 8
 _MOST_HEAD = 1 << 26
+_START_S = 60.0
 _to_parent: socket.socket | None = None
 
 
@@ -71,6 +72,12 @@ class Child:
             env={**os.environ, "PYTHONPATH": path, **(environment or {})},
         )
         theirs.close()
+        try:
+            _receive(self._socket, time.monotonic() + _START_S)  # from here on it dies with this process
+        except (EOFError, OSError):
+            why = self._obituary()
+            self.close()
+            raise ChildFailed(why) from None
 
     def __enter__(self) -> Child:
         return self
@@ -252,6 +259,7 @@ def _main(channel: int, parent: int, memory_bytes: int) -> None:
     _die_with(parent)
     _limit_memory(memory_bytes)
     _to_parent = socket.socket(fileno=channel)
+    _send(_to_parent, {"ready": True}, ())
     while True:
         try:
             head, arrays = _receive(_to_parent, None)

@@ -6,7 +6,6 @@ the shapes around it; running the result shows whether it was read right.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from typing import Any
@@ -16,10 +15,17 @@ from torch import Tensor, fx
 
 from hasten.load.layers import arguments
 
+Reading = tuple[Any, ...]
+Picks = dict[Reading, int]
+
 _RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view")
 _EXPANDS = ("aten.expand",)
+_SHAPED = ("aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze")
 _MAKES = ("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.repeat")
+_SIZED = (*_RESHAPES, *_EXPANDS, *_MAKES)
+_ORDERED = (*_RESHAPES, *_SHAPED)
 _CLOSE = 1e-4
+_ATTEMPTS = 24
 
 
 def free_batch(module: fx.GraphModule, batch: int) -> bool:
@@ -27,16 +33,29 @@ def free_batch(module: fx.GraphModule, batch: int) -> bool:
 
     Inputs are random: normal, or 0 and 1 for integers.
     """
-    freed = copy.deepcopy(module)
-    _Rewriting(freed, batch).run()
-    freed.recompile()
-    try:
-        same = _same(module, freed, batch)
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        same = False
-    if same:
-        module.graph = freed.graph
-    return same
+    picks: Picks | None = {}
+    for _ in range(_ATTEMPTS):
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(module.graph, {}))
+        rewriting = _Rewriting(fx.GraphModule(module, graph), batch, picks or {})
+        if rewriting.succeeds(module):
+            graph.eliminate_dead_code()
+            module.graph = graph
+            return True
+        picks = _next(rewriting.met)
+        if picks is None:
+            return False
+    return False
+
+
+def _next(met: dict[Reading, tuple[int, int]]) -> Picks | None:
+    """The next combination of readings: the last one that has another is moved on, those before it stay."""
+    kept = list(met.items())
+    while kept:
+        reading, (pick, options) = kept.pop()
+        if pick + 1 < options:
+            return {r: p for r, (p, _) in kept} | {reading: pick + 1}
+    return None
 
 
 def random_inputs(module: fx.GraphModule, rows: int | None = None) -> tuple[Tensor, ...]:
@@ -64,17 +83,15 @@ def _whole(size: int | torch.SymInt) -> int:
     return size if isinstance(size, int) else int(size.node.hint if size.node.hint is not None else 2)
 
 
-def _same(before: fx.GraphModule, after: fx.GraphModule, batch: int) -> bool:
+def _same(before: fx.GraphModule, after: fx.GraphModule, inputs: tuple[Tensor, ...], batch: int) -> bool:
     """Whether each example of a larger batch gets from `after` what it gets from `before`."""
-    rows = 2 * batch + 1
-    inputs = random_inputs(after, rows)
-    with torch.no_grad():
-        new = _tuple(after(*inputs))
-        for start in (0, batch, batch + 1):
-            old = _tuple(before(*(x[start : start + batch] for x in inputs)))
-            for a, b in zip(old, new, strict=True):
-                if a.dim() == 0 or len(b) != rows or not torch.allclose(a, b[start : start + batch], _CLOSE, _CLOSE):
-                    return False
+    rows = len(inputs[0])
+    new = _tuple(after(*inputs))
+    for start in (0, batch, rows - batch):
+        old = _tuple(before(*(x[start : start + batch] for x in inputs)))
+        for a, b in zip(old, new, strict=True):
+            if b.dim() == 0 or len(b) != rows or not torch.allclose(a, b[start : start + batch], _CLOSE, _CLOSE):
+                return False
     return True
 
 
@@ -83,54 +100,73 @@ def _tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 class _Rewriting(fx.Interpreter):
-    """Runs the graph at another batch size and mends each size list on the way."""
+    """Runs the graph at another batch size and mends each size list on the way.
 
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
+    An axis that grows with the batch is before × batch × behind elements long; `behind` is kept for each node. Operators that
+    keep the order of elements move the batch to the axis where as many elements lie behind it as before.
+    """
+
+    def __init__(self, module: fx.GraphModule, batch: int, picks: Picks) -> None:
         super().__init__(module)
         self.batch = batch
+        self.picks = picks
+        self.met: dict[Reading, tuple[int, int]] = {}
         self.other = 2 * batch + 1
-        self.size: fx.Node | None = None
         self.inputs = random_inputs(module, self.other)
-        self.changed: dict[fx.Node, int] = {}
+        self.behind: dict[fx.Node, int] = {}
+        first = [n for n in module.graph.nodes if n.op == "placeholder"]
+        with module.graph.inserting_after(first[-1]):
+            self.size = module.graph.call_function(torch.ops.aten.sym_size.int, (first[0], 0))
 
-    def run(self) -> None:  # type: ignore[override]
-        """Stops quietly where a node cannot run: the check that follows decides."""
-        first = [n for n in self.module.graph.nodes if n.op == "placeholder"]
-        with self.module.graph.inserting_after(first[-1]):
-            self.size = self.module.graph.call_function(torch.ops.aten.sym_size.int, (first[0], 0))
+    def succeeds(self, before: fx.GraphModule) -> bool:
+        """Rewrites, and runs the result against `before`."""
         try:
             with torch.no_grad():
-                super().run(*self.inputs, enable_io_processing=False)
+                self.run(*self.inputs, enable_io_processing=False)
+                self.module.recompile()
+                return _same(before, self.module, self.inputs, self.batch)
         except (RuntimeError, IndexError, ValueError, TypeError):
-            return
+            return False
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_function":
-            self._mend(n)
-        return super().run_node(n)
+        name = str(getattr(n.target, "overloadpacket", n.target))
+        if name in _SIZED:
+            self._mend(n, name)
+        result = super().run_node(n)
+        source = next((a for a in n.all_input_nodes if self._grown(a) is not None), None)
+        if source is not None:
+            self.behind[n] = self.behind.get(source, 1)
+            at = _grown(n.meta.get("val"), result)
+            if name in _ORDERED and at is not None:
+                self.behind[n] = self._inner(source) // math.prod(n.meta["val"].shape[at + 1 :])
+        return result
 
-    def _mend(self, node: fx.Node) -> None:
-        name = str(getattr(node.target, "overloadpacket", ""))
-        if name not in (*_RESHAPES, *_EXPANDS, *_MAKES):
-            return
-        key = next(k for k in ("size", "shape", "repeats") if k in arguments(node))
-        sizes = arguments(node)[key]
+    def _grown(self, node: fx.Node) -> int | None:
+        return _grown(node.meta.get("val"), self.env.get(node))
+
+    def _inner(self, node: fx.Node) -> int:
+        """How many elements of one example lie behind the batch, in the order of the elements."""
+        at = self._grown(node)
+        assert at is not None
+        return self.behind.get(node, 1) * math.prod(node.meta["val"].shape[at + 1 :])
+
+    def _mend(self, node: fx.Node, name: str) -> None:
+        given = arguments(node)
+        key = next(k for k in ("size", "shape", "repeats") if k in given)
+        sizes = list(given[key])
         if not all(isinstance(s, int) for s in sizes):
             return
-        x = next((a for a in node.args if isinstance(a, fx.Node)), None)
-        at = self._entry(name, list(sizes), x)
-        if at is None:
+        at = self._entry(name, sizes, next(iter(node.all_input_nodes), None))
+        if at is None or sizes[at] == -1:
             return
-        whole = list(sizes)
-        whole[at] = self._times(node, sizes[at] // self.batch)
+        sizes[at] = self._times(node, sizes[at] // self.batch)
         if key in node.kwargs:
-            node.update_kwarg(key, whole)
+            node.update_kwarg(key, sizes)
         else:
             names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-            node.update_arg(names.index(key), whole)
+            node.update_arg(names.index(key), sizes)
 
-    def _times(self, node: fx.Node, factor: int) -> fx.Node | None:
-        assert self.size is not None
+    def _times(self, node: fx.Node, factor: int) -> fx.Node:
         if factor == 1:
             return self.size
         with self.module.graph.inserting_before(node):
@@ -142,21 +178,30 @@ class _Rewriting(fx.Interpreter):
         """Which entry of `sizes` holds the batch; None where none does."""
         if name in _MAKES or x is None:
             return next((i for i, s in enumerate(sizes) if s == self.batch), None)
-        old, new = list(x.meta["val"].shape), list(self.env[x].shape)
-        grown = next((i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b), None)
+        grown, old = self._grown(x), list(x.meta["val"].shape)
         if name in _EXPANDS:
-            return self._expanded(sizes, old, grown)
-        if grown is None or -1 in sizes and math.prod(sizes[: sizes.index(-1)]) <= math.prod(old[:grown]):
-            # The free entry takes the batch up, unless an entry before it must.
-            return None
-        outer = math.prod(old[:grown])
-        ends = [math.prod(sizes[:i]) for i in range(len(sizes))]
-        exact = next((i for i, end in enumerate(ends) if end == outer and sizes[i] % self.batch == 0), None)
-        inside = next((i for i, s in enumerate(sizes) if ends[i] <= outer < ends[i] * s and s % self.batch == 0), None)
-        return inside if exact is None else exact
+            new = len(sizes) - len(old)
+            if grown is None:
+                return 0 if sizes[0] == self.batch and (new > 0 or old[0] == 1) else None
+            return grown + new if sizes[grown + new] == old[grown] else None
+        return None if grown is None else self._holder(sizes, math.prod(old), self._inner(x))
 
-    def _expanded(self, sizes: list[int], old: list[int], grown: int | None) -> int | None:
-        if grown is None:
-            return 0 if sizes[0] == self.batch and (len(sizes) > len(old) or old[0] == 1) else None
-        at = grown + len(sizes) - len(old)
-        return at if sizes[at] == old[grown] else None
+    def _holder(self, sizes: list[int], numel: int, inner: int) -> int | None:
+        free = numel // abs(math.prod(sizes)) if -1 in sizes else 1
+        whole = [free if s == -1 else s for s in sizes]
+        after = [math.prod(whole[i + 1 :]) for i in range(len(whole))]
+        holders = [i for i, s in enumerate(whole) if after[i] <= inner and inner * self.batch <= s * after[i] and s % self.batch == 0]
+        holders.sort(key=lambda i: whole[i] != self.batch or after[i] != inner)
+        if len(holders) < 2:
+            return holders[0] if holders else None
+        reading = (tuple(whole), inner)
+        pick = self.picks.get(reading, 0)
+        self.met[reading] = (pick, len(holders))
+        return holders[pick]
+
+
+def _grown(old: Any, new: Any) -> int | None:
+    """The axis that differs between a tensor of the export and the one computed now."""
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor) or old.dim() != new.dim():
+        return None
+    return next((i for i, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)) if a != b), None)

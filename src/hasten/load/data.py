@@ -146,8 +146,13 @@ def _read_loader(loader: DataLoader[Any], naming: Naming) -> Loaded:
             loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, num_workers=loader.num_workers
         )
     note = ("the loader shuffles; its examples were read in the order of its data set",) if shuffles else ()
-    items = (tuple(item) if isinstance(item, list) else item for item in loader)  # collating makes lists of tuples
-    return _collect(items, naming, batched=batches is not None, notes=note)
+    return _collect(_of_loader(loader), naming, batched=batches is not None, notes=note)
+
+
+def _of_loader(loader: Iterable[Any]) -> Iterator[Any]:
+    """Its items. Collating makes lists of tuples, which this turns back; nothing is drawn before the first is asked for."""
+    for item in loader:
+        yield tuple(item) if isinstance(item, list) else item
 
 
 def _collect(items: Iterable[Any], naming: Naming, *, batched: bool, notes: tuple[str, ...] = ()) -> Loaded:

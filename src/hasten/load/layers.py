@@ -120,6 +120,16 @@ def _product(a: dict[str, Any], node: fx.Node) -> Layer | None:
     return _matrix(x, _untransposed(transposed), bias)
 
 
+def _batched(a: dict[str, Any], node: fx.Node) -> Layer | None:
+    """bmm(x, wᵀ for every row): the same layer on three axes; its bias stays an addition."""
+    weight = a["mat2"]
+    while isinstance(weight, fx.Node) and _name(weight.target) in ("aten.view", "aten.expand") and rank(weight) == 3:
+        if weight.meta["val"].shape[1:] != a["mat2"].meta["val"].shape[1:]:
+            return None
+        weight = weight.args[0]
+    return _matrix(a["self"], _untransposed(weight), None)
+
+
 def _untransposed(node: Any) -> fx.Node | None:
     if not isinstance(node, fx.Node) or _name(node.target) not in ("aten.t", "aten.permute", "aten.transpose"):
         return None
@@ -266,6 +276,7 @@ _WEIGHTED: dict[str, Reader] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
     "linear": _linear,
     **dict.fromkeys(("mm", "addmm"), _product),
+    "bmm": _batched,
     **dict.fromkeys(("batch_norm", "native_batch_norm", "cudnn_batch_norm"), _batch_norm),
     **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(("_native_batch_norm_legit_functional", "_batch_norm_with_update_functional"), _batch_norm),

@@ -52,6 +52,8 @@ def lift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     lifted.eval()
     lifted.meta["notes"] = tuple(notes)
     lifted.meta["fixed_batch"] = None if batch is None or free_batch(lifted, batch) else batch
+    for node in lifted.graph.nodes:
+        node.meta = {}  # shapes of the export, no longer true
     return lifted
 
 
@@ -275,24 +277,25 @@ class _Lifting:
         return module.eval()
 
     def _path(self, layer: Layer, node: fx.Node) -> tuple[str, bool]:
-        """The user's name of the layer, and whether it was a module of theirs: from its weights, else from where it was called."""
-        if layer.weights:
-            inner, weight = next(iter(layer.weights.items()))
-            name = str(weight.target)
-            return (name.removesuffix("." + inner) if name.endswith("." + inner) else re.sub(r"_weight$", "", name)), True
+        """The user's name of the layer, and whether it was a module of theirs: from where it was called, else from its weights."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, kind = stack[-1] if stack else ("", "")
         path = re.sub(r"@\d+$", "", path)
         kind = kind if isinstance(kind, str) else kind.__name__
         if path and kind.rpartition(".")[2] == layer.kind.__name__:
             return path, True
+        if layer.weights:
+            inner, weight = next(iter(layer.weights.items()))
+            name = str(weight.target)
+            return (name.removesuffix("." + inner) if name.endswith("." + inner) else re.sub(r"_weight$", "", name)), True
         return f"{path}.{layer.kind.__name__.lower()}".lstrip("."), False
 
     def _free(self, path: str, layer: Layer) -> str:
         """`path`, or the next free name near it: a layer never hides another attribute, nor holds one."""
-        own = {str(w.target) for w in layer.weights.values()} | {f"{path}.num_batches_tracked"}
+        own = {id(self.tensors[w.target]) for w in layer.weights.values()}
+        others = {t for t in self.taken if id(self.tensors.get(t)) not in own or t == path} - {f"{path}.num_batches_tracked"}
         kind = layer.kind.__name__.lower()
-        if any(t == path or t.startswith(path + ".") for t in self.taken - own) or path.split(".")[0] in _OWN:
+        if any(t == path or t.startswith(path + ".") for t in others) or path.split(".")[0] in _OWN:
             path = path if path.endswith(kind) and path not in _OWN else f"{path}_{kind}"
         base = path
         while path in self.taken:

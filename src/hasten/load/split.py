@@ -34,7 +34,7 @@ from hasten.core.data import Array, Provenance, Sealed, View, Views
 from hasten.core.errors import DataRefused, StorageError
 from hasten.load.data import Loaded, read
 from hasten.load.examples import listed
-from hasten.load.units import Units, connected, content_digests
+from hasten.load.units import Units, content_digests
 
 _CALIBRATE = 300
 _SELECT = 2_000
@@ -208,7 +208,7 @@ def _check_parts(units: Units, wanted: int) -> None:
     if len(units) < wanted:
         raise DataRefused(
             f"the data must fall into at least {wanted} independent parts, got {len(units)} from {len(units.unit)} examples: "
-            f"the others repeat one another or share a group"
+            f"the others repeat one another or share a group; a repeat that lies in two groups joins them"
         )
 
 
@@ -230,20 +230,19 @@ def _kind(view: View) -> str:
 
 
 def _apart(data: Loaded, digests: list[bytes], prove: Loaded) -> Array:
-    """The examples of `data` whose units do not touch the prove set."""
+    """The examples of `data` that have neither their inputs nor their group in the prove set."""
     known = set(content_digests(prove.view.inputs))
     touched = np.array([digest in known for digest in digests])
     if data.groups is not None and prove.groups is not None:
         touched |= np.isin(data.groups.astype(str), prove.groups.astype(str))
-    unit = connected(digests, data.groups)
-    kept = np.flatnonzero(~np.isin(unit, unit[touched]))
+    kept = np.flatnonzero(~touched)
     if len(kept) == 0:
-        raise DataRefused("the data must hold examples that the prove set does not, got none: every example occurs in it")
+        raise DataRefused("the data must hold examples that the prove set does not, got none of its own")
     return kept
 
 
 def _left_out(count: int, data: Loaded) -> str:
-    beside = ", or share a group with one that does," if data.groups is not None else ""
+    beside = ", or share a group with it," if data.groups is not None else ""
     return f"{count:,} of {len(data):,} examples of the data occur in the prove set{beside} and were left out"
 
 

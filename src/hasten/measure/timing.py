@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,19 +177,24 @@ def _round(contestants: Sequence[Contestant], pieces: Sequence[Arrays], protocol
         for who in order:
             runners[who] = stack.enter_context(contestants[who].launch())
             runners[who].pause()
-        first, calls, blocks = {}, {}, {}
+        first, calls = {}, {}
+        blocks: dict[tuple[int, int], list[Array]] = {(who, at): [] for at in range(len(pieces)) for who in order}
         for at, piece in enumerate(pieces):
             for who in order:
                 with _awake(runners[who]):
                     first[who, at], calls[who, at] = _warm_up(runners[who], piece, protocol.block_ms)
-                blocks[who, at] = []
-            for block in range(protocol.blocks):
-                for who in order if block % 2 == 0 else reversed(order):
-                    with _awake(runners[who]):
-                        blocks[who, at].append(runners[who].time(piece, calls=calls[who, at]) / 1e6)
+            for who in _turns(order, protocol.blocks):
+                with _awake(runners[who]):
+                    blocks[who, at].append(runners[who].time(piece, calls=calls[who, at]) / 1e6)
         memory = [runners[who].peak_memory_bytes() for who in range(count)]
     times = {key: np.concatenate(parts) for key, parts in blocks.items()}
     return _Round(calls_ms=times, first_call_ms=first, peak_memory_bytes=memory)
+
+
+def _turns(order: Sequence[int], blocks: int) -> Iterator[int]:
+    """A B C, C B A, A B C, …: what drifts while they take turns falls on all alike."""
+    for block in range(blocks):
+        yield from order if block % 2 == 0 else reversed(order)
 
 
 @contextlib.contextmanager

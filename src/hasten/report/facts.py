@@ -107,7 +107,8 @@ def rows(report: Report) -> tuple[Row, ...]:
     front = {point.trial: point for point in report.pareto}
 
     def row(trial: Trial) -> Row:
-        measured, point = trial.measurement, front.get(trial.number)
+        measured = trial.measurement
+        point = front.get(trial.number) if measured else None
         timed = entry(measured.latency, batch) if measured else None
         quotient = base.p50_ms / timed.p50_ms if base and timed and timed.p50_ms > 0 else None
         return Row(

@@ -19,6 +19,7 @@ from hasten.core.data import Array, View
 from hasten.core.errors import BackendMissing, DataRefused
 
 _SEED = 0
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _IDX_BYTES = {1: 8, 3: 16}  # axes → length of the header
@@ -93,7 +94,7 @@ def _idx_folder() -> Path:
     asked = os.environ.get("HASTEN_DATA")
     below = ("", "fashion-mnist", "FashionMNIST/raw")
     places = [Path(asked) / sub for sub in below] if asked else []
-    places.append(Path("/usr/share/datasets/fashion-mnist"))
+    places.append(_DEBIAN)
     for place in places:
         if (place / "train-images-idx3-ubyte.gz").is_file():
             return place

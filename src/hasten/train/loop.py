@@ -143,7 +143,7 @@ def _train(
             progress(step / steps, f"step {step} of {steps}, loss {value:.4g}")
         if deadline is not None and time.monotonic() > deadline:
             break
-    optimizer.zero_grad()
+    student.zero_grad()
     return tuple(curve)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _chained(module: nn.Module, seen: _Seen) -> Iterator[Pair]:
             continue
         times = 1 if part is module else seen.calls[part]
         names = [f"{name}.{child}" if name else child for child, _ in part.named_children()]
-        for pair in zip(names, names[1:], strict=False):
+        for pair in itertools.pairwise(names):
             if all(seen.calls[module.get_submodule(n)] == times for n in pair):
                 yield pair
 

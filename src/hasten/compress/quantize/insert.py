@@ -13,10 +13,11 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from hasten.compress.quantize.observe import Range
-from hasten.compress.quantize.place import Placement
-from hasten.compress.quantize.wiring import Array, Wiring, attribute
+from hasten.compress.quantize.place import Placement, channel_axis, channels
+from hasten.compress.quantize.wiring import Array, Wiring, set_attribute
 
 _BIAS_TOP = 2**30  # leaves the upper half of 32 bits to the products that are added to the bias
+_LEAST_SCALE = 2.0**-60  # below it values count as zero; the product of two scales stays a normal float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def scale_and_zero_point(low: float, high: float, *, symmetric: bool) -> tuple[A
     low, high = min(low, 0.0), max(high, 0.0)
     signed = symmetric and low < 0
     width = max(-low, high) / 127 if signed else (high - low) / 255
-    scale = np.float32(width) if width > np.finfo(np.float32).tiny else np.float32(1.0)
+    scale = np.float32(width if width > _LEAST_SCALE else 1.0)
     if signed:
         return np.array(scale), np.array(0, dtype=np.int8)
     return np.array(scale), np.array(np.clip(np.round(-low / float(scale)), 0, 255), dtype=np.uint8)
@@ -56,18 +57,10 @@ def insert(wiring: Wiring, placement: Placement, ranges: Mapping[str, Range], nu
         scale = float(points[placement.scale_of[node.input[0]]][0])
         _quantize_layer(wiring, node, scale, numbers)
     stored = {}
-    for tensor in sorted(points):
-        scale, zero = points[tensor]
-        stored[tensor] = [wiring.add_constant(f"{tensor}_scale", scale), wiring.add_constant(f"{tensor}_zero_point", zero)]
+    for tensor, (step, zero) in sorted(points.items()):
+        stored[tensor] = [wiring.add_constant(f"{tensor}_scale", step), wiring.add_constant(f"{tensor}_zero_point", zero)]
     for tensor, source in placement.scale_of.items():
         _pair(wiring, tensor, stored[source], placement)
-
-
-def channel_axis(node: NodeProto) -> int:
-    """The axis of the weights that counts output channels (within a group, for ConvTranspose)."""
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
-        return 0
-    return 1
 
 
 def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: float, numbers: Numbers) -> tuple[Array, Array]:
@@ -80,7 +73,7 @@ def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: 
         needed = np.maximum(needed, most / (input_scale * _BIAS_TOP))
     if not numbers.per_channel:
         needed = needed.max()
-    scale = np.where(needed > np.finfo(np.float32).tiny, needed, 1.0).astype(np.float32)
+    scale = np.where(needed > _LEAST_SCALE, needed, 1.0).astype(np.float32)
     along = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]) if scale.ndim else scale
     return np.clip(np.round(weight / along), -top, top).astype(np.int8), scale
 
@@ -89,6 +82,8 @@ def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers
     weight = wiring.constant(node.input[1])
     bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     assert weight is not None
+    if bias is not None:
+        bias = np.broadcast_to(bias.reshape(-1), channels(wiring, node))
     axis = channel_axis(node)
     integers, scale = round_weights(weight, bias, axis=axis, input_scale=input_scale, numbers=numbers)
     node.input[1] = _constant_in_integers(wiring, f"{node.name}_weight", integers, scale, axis, before=node)
@@ -106,10 +101,10 @@ def _constant_in_integers(wiring: Wiring, name: str, integers: Array, scale: Arr
     inputs = [wiring.add_constant(f"{name}_quantized", integers), wiring.add_constant(f"{name}_scale", scale)]
     inputs.append(_zeros(wiring, scale.shape, integers.dtype))
     out = f"{name}_dequantized"
-    axes = {"axis": axis} if scale.ndim else {}
-    wiring.nodes.insert(
-        wiring.nodes.index(before), helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}_dequantize", **axes)
-    )
+    dequantize = helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}_dequantize")
+    if scale.ndim:
+        set_attribute(dequantize, "axis", axis)
+    wiring.nodes.insert(wiring.nodes.index(before), dequantize)
     return out
 
 

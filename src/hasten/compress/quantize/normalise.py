@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from onnx import NodeProto, helper, numpy_helper
 
 from hasten.compress.quantize.wiring import Array, Wiring, attribute, set_attribute

@@ -20,7 +20,6 @@ Range = tuple[float, float]
 BATCH = 8
 BATCHES = 40
 _BINS = 2048
-_LEVELS = 256
 _TAIL = 1e-4  # share of the values that "percentile" cuts off, both ends together
 
 
@@ -100,39 +99,22 @@ def _percentile(counts: Array, low: float, high: float) -> Range:
     """The range without the outer values, half of the tail at each end."""
     edges = np.linspace(*_opened(low, high), _BINS + 1)
     share = np.cumsum(counts) / counts.sum()
-    first, last = np.searchsorted(share, _TAIL / 2, side="right"), np.searchsorted(share, 1 - _TAIL / 2)
+    first, last = int(np.searchsorted(share, _TAIL / 2, side="right")), int(np.searchsorted(share, 1 - _TAIL / 2))
     return float(edges[first]), float(edges[min(last + 1, _BINS)])
 
 
 def _mse(counts: Array, low: float, high: float) -> Range:
     """The range [a·low, a·high] with the least squared error of rounding and clipping."""
-    return _best(counts, low, high, lambda centre, rounded, share: float(((centre - rounded) ** 2 * share).sum()))
-
-
-def _entropy(counts: Array, low: float, high: float) -> Range:
-    """The range [a·low, a·high] whose rounded values keep the distribution best: least Σ p·log(p/q)."""
-
-    def divergence(_: Array, rounded: Array, share: Array) -> float:
-        _, level = np.unique(rounded, return_inverse=True)
-        filled = share > 0
-        mass, bins = np.bincount(level, weights=share), np.bincount(level, weights=filled)
-        spread = mass[level] / np.maximum(bins[level], 1)
-        return float((share[filled] * np.log(share[filled] / spread[filled])).sum())
-
-    return _best(counts, low, high, divergence)
-
-
-def _best(counts: Array, low: float, high: float, loss: Callable[[Array, Array, Array], float]) -> Range:
     edges = np.linspace(*_opened(low, high), _BINS + 1)
     centre, share = (edges[:-1] + edges[1:]) / 2, counts / counts.sum()
     best, least = (low, high), np.inf
     for factor in np.linspace(1.0, 0.2, 81):
         bottom, top = factor * min(low, 0.0), factor * max(high, 0.0)
-        scale = max((top - bottom) / (_LEVELS - 1), np.finfo(np.float32).tiny)
-        rounded = np.clip(np.round((centre - bottom) / scale), 0, _LEVELS - 1) * scale + bottom
-        cost = loss(centre, rounded, share)
-        if cost < least:
-            best, least = (float(bottom), float(top)), cost
+        scale = max((top - bottom) / 255, np.finfo(np.float32).tiny)
+        rounded = np.clip(np.round((centre - bottom) / scale), 0, 255) * scale + bottom
+        error = float(((centre - rounded) ** 2 * share).sum())
+        if error < least:
+            best, least = (bottom, top), error
     return best
 
 
@@ -140,5 +122,4 @@ OBSERVERS: Mapping[str, Callable[[Array, float, float], Range]] = {
     "minmax": lambda _, low, high: (low, high),
     "percentile": _percentile,
     "mse": _mse,
-    "entropy": _entropy,
 }

@@ -65,7 +65,23 @@ def is_layer(wiring: Wiring, node: NodeProto) -> bool:
     weight = wiring.constants.get(node.input[1])
     if weight is None or weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
         return False
-    return all(name in wiring.constants for name in node.input[2:] if name)
+    return all(_one_per_channel(wiring, node, name) for name in node.input[2:] if name)
+
+
+def channel_axis(node: NodeProto) -> int:
+    """The axis of a layer's weights that counts output channels (within a group, for ConvTranspose)."""
+    return 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)) else 1
+
+
+def channels(wiring: Wiring, node: NodeProto) -> int:
+    """How many output channels a layer has."""
+    within = int(wiring.constants[node.input[1]].dims[channel_axis(node)])
+    return within * int(attribute(node, "group", 1)) if node.op_type == "ConvTranspose" else within
+
+
+def _one_per_channel(wiring: Wiring, node: NodeProto, bias: str) -> bool:
+    value = wiring.constant(bias)
+    return value is not None and value.size in (1, channels(wiring, node))
 
 
 def float_results(profile: Profile) -> frozenset[str]:
@@ -127,7 +143,8 @@ class _Plan:
         """The tensor behind the node, or behind the activation that disappears into its output range."""
         follower = self.wiring.only_reader(node.output[0])
         fuses = self.profile.fuses_relu and follower is not None and follower.op_type in _ACTIVATIONS
-        return follower.output[0] if follower is not None and fuses else node.output[0]
+        last = follower if follower is not None and fuses else node
+        return str(last.output[0])
 
     def _passes(self, node: NodeProto) -> bool:
         if node.op_type not in self.profile.passing_ops or (node.op_type == "MaxPool" and len(node.output) > 1):
@@ -140,12 +157,13 @@ class _Plan:
 
     def _join_passing(self, node: NodeProto) -> None:
         self.members[node.name] = node
-        first, *others = (*_data_inputs(node), *node.output)
-        for tensor in (first, *others):
+        tensors: list[str] = [*_data_inputs(node), *node.output]
+        first = tensors[0]
+        for tensor in tensors:
             self.paired[tensor] = None
         for tensor in node.output:
             self.behind[tensor] = node
-        for tensor in others:
+        for tensor in tensors[1:]:
             mine, theirs = self.leader(first), self.leader(tensor)
             if mine != theirs:
                 self._leader[theirs] = mine

@@ -26,7 +26,7 @@ class QuantizeStatic:
 
     Args:
         observer: how a range is chosen: "minmax" takes the extremes; "percentile" cuts off 0.01 % of the values; "mse" takes
-            the range with the least squared rounding error; "entropy" the one that keeps the distribution best.
+            the range with the least squared error.
         per_channel: one scale for each output channel of the weights instead of one for all.
         weight_bits: width of the weights, in [2, 8]; None takes the profile's. They are stored in 8 bits all the same.
         keep: names of nodes that stay in floats (`quantizable` lists the others).
@@ -45,7 +45,7 @@ class QuantizeStatic:
     aims: ClassVar[frozenset[Aim]] = frozenset({"speed", "size"})
     reads_profile: ClassVar[bool] = True
 
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    observer: Literal["minmax", "percentile", "mse"] = "minmax"
     per_channel: bool = True
     weight_bits: int | None = None
     keep: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 from onnx import NodeProto, helper, numpy_helper
 
 from hasten.core.errors import Unsupported
@@ -24,6 +25,7 @@ class Wiring:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
+        self._model.ir_version = max(self._model.ir_version, 4)  # from 4 on, constants need not be inputs as well
         graph = self._model.graph
         self.nodes: list[NodeProto] = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}

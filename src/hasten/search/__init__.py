@@ -1,0 +1,1 @@
+"""Proposing recipes, choosing among them, and proving the choice."""

@@ -1,0 +1,45 @@
+"""Shared set-up: long tests behind --long, a ledger of openings that is not the user's, small packed networks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        long = pytest.mark.skip(reason="long; run with --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(long)
+
+
+@pytest.fixture(autouse=True)
+def _own_ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A packed "network" of NumPy alone: y = 2x; a batch of 7 sleeps, 13 dies, 17 raises."""
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "load.py").write_text(
+        "import os, time\n\n"
+        "def load(folder):\n"
+        "    def run(x):\n"
+        "        if len(x) == 7: time.sleep(60)\n"
+        "        if len(x) == 13: os.abort()\n"
+        "        if len(x) == 17: raise RuntimeError('seventeen')\n"
+        "        return (x * 2,)\n"
+        "    return run\n"
+    )
+    return folder

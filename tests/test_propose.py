@@ -1,0 +1,128 @@
+"""The proposals: a function of the trials alone, cheap before dear, blind to names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from hasten.core.errors import UsageError
+from hasten.core.recipe import Recipe
+from hasten.core.report import Latency, Limit, Measurement, Trial
+from hasten.search.catalogue import Catalogue, Settings
+from hasten.search.propose import insert, propose
+from methods import Mend, Quick, Quicker, Round, Shrink, Slow
+
+CATALOGUE = Catalogue(as_given=Slow(), engines=(Quick(), Quicker()), steps=(Shrink, Mend, Round))
+SPACES = {kind: kind.space(None) for kind in CATALOGUE.steps}  # type: ignore[arg-type]
+SETTINGS = Settings(limit=Limit(max_drop=0.01))
+Model = Callable[[Recipe], tuple[float, float]]
+
+
+def run(model: Model, settings: Settings = SETTINGS, spaces: dict = SPACES) -> list[Recipe]:  # type: ignore[type-arg]
+    """Talks to `propose` with made-up trials: `model` gives (latency in ms, score drop), or raises."""
+    dialogue = propose(CATALOGUE, spaces, settings)
+    asked: list[Recipe] = []
+    recipe = next(dialogue)
+    while True:
+        assert recipe not in asked, "the same recipe was proposed twice"
+        asked.append(recipe)
+        try:
+            recipe = dialogue.send(_trial(len(asked), recipe, model))
+        except StopIteration:
+            return asked
+
+
+def _trial(number: int, recipe: Recipe, model: Model) -> Trial:
+    told = {"number": number, "recipe": recipe.to_json(), "words": str(recipe)}
+    try:
+        ms, drop = model(recipe)
+    except RuntimeError as why:
+        return Trial(**told, state="failed", reason=str(why))  # type: ignore[arg-type]
+    latency = tuple(Latency(batch=b, p50_ms=ms, p95_ms=ms, calls=1, launches=1, first_call_ms=ms) for b in (1, 32))
+    measured = Measurement(
+        score=1 - drop, score_drop=drop, flips=None, max_difference=0, latency=latency, size_bytes=1, peak_memory_bytes=1
+    )
+    return Trial(**told, state="finished", measurement=measured)  # type: ignore[arg-type]
+
+
+def usual(recipe: Recipe) -> tuple[float, float]:
+    """Integers help the quicker engine most; shrinking halves the time and costs 3 points, mending gives them back."""
+    ms = {"Slow": 10.0, "Quick": 4.0, "Quicker": 5.0}[type(recipe.engine).__name__]
+    kinds = [type(step) for step in recipe.steps]
+    if Round in kinds:
+        ms *= 0.8 if type(recipe.engine) is Quick else 0.4
+    drop = 0.001 if Round in kinds else 0.0
+    if Shrink in kinds:
+        ms, drop = ms / 2, drop + (0.001 if Mend in kinds else 0.03)
+    return ms, drop
+
+
+def test_the_network_as_given_comes_first_and_every_engine_is_raced() -> None:
+    asked = run(usual)
+    assert asked[0] == Recipe((), Slow())
+    assert asked[1:3] == [Recipe((), Quick()), Recipe((), Quicker())]
+
+
+def test_it_finds_the_combination_and_mends_it() -> None:
+    asked = run(usual)
+    within = [r for r in asked if usual(r)[1] <= 0.01]
+    best = min(within, key=lambda r: usual(r)[0])
+    assert [type(s) for s in best.steps] == [Shrink, Mend, Round]
+    assert type(best.engine) is Quicker
+    assert len(asked) <= 40
+
+
+def test_nothing_is_mended_that_lost_nothing() -> None:
+    asked = run(lambda recipe: (usual(recipe)[0], 0.0))
+    assert not any(isinstance(step, Mend) for recipe in asked for step in recipe.steps)
+
+
+def test_nothing_is_extended_where_nothing_helps() -> None:
+    asked = run(lambda recipe: (1.0, 0.0))
+    assert all(len(recipe.steps) <= 1 for recipe in asked)
+
+
+def test_a_failing_engine_is_left_behind_and_the_search_goes_on() -> None:
+    def broken(recipe: Recipe) -> tuple[float, float]:
+        if type(recipe.engine) is Quicker:
+            raise RuntimeError("no such backend")
+        return usual(recipe)
+
+    asked = run(broken)
+    assert sum(type(r.engine) is Quicker for r in asked) == 1
+    assert any(r.steps for r in asked)
+
+
+def test_an_engine_far_behind_meets_no_step() -> None:
+    asked = run(lambda recipe: (100.0, 0.0) if type(recipe.engine) is Quicker else usual(recipe))
+    assert not any(r.steps for r in asked if type(r.engine) is Quicker)
+
+
+def test_the_same_trials_give_the_same_proposals() -> None:
+    assert run(usual) == run(usual)
+
+
+def test_steps_that_cannot_treat_the_network_are_not_proposed() -> None:
+    asked = run(usual, spaces={Round: Round.space(None)})  # type: ignore[arg-type]
+    assert {type(step) for r in asked for step in r.steps} == {Round}
+
+
+def test_insert_keeps_the_order_of_stages() -> None:
+    assert insert(Recipe((Round(),), Quick()), Shrink()) == Recipe((Shrink(), Round()), Quick())
+    assert insert(Recipe((Shrink(),), Slow()), Round()) is None
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        Settings(limit=Limit(), batch=0)
+    with pytest.raises(UsageError, match="must hold the batch size 8"):
+        Settings(limit=Limit(), batch=8)
+    with pytest.raises(UsageError, match="trials must be at least 1"):
+        Settings(limit=Limit(), trials=0)
+
+
+def test_a_relative_limit_settles_on_the_original_score() -> None:
+    settings = Settings(limit=Limit(max_drop=0.02), relative_drop=0.02).settled(0.5)
+    assert settings.limit.max_drop == pytest.approx(0.01)
+    assert settings.relative_drop is None

@@ -1,0 +1,428 @@
+"""Laws of static quantization: every network × every profile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from hasten.compress import QuantizeStatic
+from hasten.compress.quantize.insert import Numbers, round_weights, scale_and_zero_point
+from hasten.compress.quantize.normalise import normalise
+from hasten.compress.quantize.observe import OBSERVERS
+from hasten.compress.quantize.static import quantizable
+from hasten.core.data import View
+from hasten.core.errors import DataRefused, Unsupported, UsageError
+from hasten.core.network import Network
+from hasten.core.recipe import Context, Profile, part_from_json, part_to_json
+
+MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Resize"})
+WEIGHTLESS = {"Add", "GlobalAveragePool", "AveragePool"}
+PROFILES = {
+    "onnxruntime": Profile(
+        integer_ops=frozenset({"Conv", "Gemm", "MatMul", "Concat", *WEIGHTLESS}), passing_ops=MOVES, weight_bits=7
+    ),
+    "openvino": Profile(
+        integer_ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *WEIGHTLESS}),
+        passing_ops=MOVES | {"Concat"},
+        weight_bits=7,
+        symmetric_activations=True,
+    ),
+}
+
+
+class Sketch:
+    """Draws an ONNX graph line by line, with random weights."""
+
+    def __init__(self, *shape: int | str, seed: int = 0, opset: int = 20) -> None:
+        self.random, self.opset = np.random.default_rng(seed), opset
+        self.shape, self.nodes, self.constants = shape, [], []
+
+    def weight(self, *shape: int, scale: float | None = None, at: float = 0.0) -> str:
+        spread = (2 / max(np.prod(shape[1:]), 1)) ** 0.5 if scale is None else scale
+        return self.constant((at + self.random.normal(size=shape) * spread).astype(np.float32))
+
+    def constant(self, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(value, f"c{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def __call__(self, kind: str, *inputs: str, **attributes: object) -> str:
+        out = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [out], name=f"n{len(self.nodes)}", **attributes))
+        return out
+
+    def conv(self, x: str, i: int, o: int, k: int = 3, **more: object) -> str:
+        groups = int(more.get("group", 1))  # type: ignore[call-overload]
+        return self("Conv", x, self.weight(o, i // groups, k, k), self.weight(o, scale=0.2), pads=[k // 2] * 4, **more)
+
+    def norm(self, x: str, c: int) -> str:
+        facts = [self.weight(c, at=1.0, scale=0.1) if i in (0, 3) else self.weight(c, scale=0.1) for i in range(4)]
+        return self("BatchNormalization", x, *facts)
+
+    def gemm(self, x: str, i: int, o: int) -> str:
+        return self("Gemm", x, self.weight(o, i), self.weight(o, scale=0.2), transB=1)
+
+    def done(self, *outputs: str) -> onnx.ModelProto:
+        first = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
+        last = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
+        graph = helper.make_graph(self.nodes, "g", [first], last, self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
+        onnx.checker.check_model(onnx.shape_inference.infer_shapes(model), full_check=True)
+        return model
+
+
+def mlp() -> onnx.ModelProto:
+    s = Sketch("n", 1, 8, 8)
+    hidden = s("Relu", s.gemm(s("Flatten", "x"), 64, 96))
+    return s.done(s.gemm(s("Dropout", hidden), 96, 10))
+
+
+def cnn() -> onnx.ModelProto:
+    s = Sketch("n", 3, 16, 16)
+    x = s("MaxPool", s("Relu", s.norm(s.conv("x", 3, 16), 16)), kernel_shape=[2, 2], strides=[2, 2])
+    x = s("Relu", s.norm(s.conv(s("Identity", x), 16, 32), 32))
+    x = s("ReduceMean", x, s.constant(np.array([-1, -2])), keepdims=0)
+    return s.done(s.gemm(x, 32, 10))
+
+
+def residual() -> onnx.ModelProto:
+    s = Sketch("n", 3, 16, 16)
+    x = s("Relu", s.conv("x", 3, 16))
+    for width, strides in ((16, 1), (32, 2)):
+        inner = s.conv(s("Relu", s.conv(x, 16, width, strides=[strides] * 2)), width, width)
+        x = s("Relu", s("Add", inner, x if strides == 1 else s.conv(x, 16, width, 1, strides=[2, 2])))
+    return s.done(s.gemm(s("Flatten", s("GlobalAveragePool", x)), 32, 10))
+
+
+def mobile() -> onnx.ModelProto:
+    s = Sketch("n", 3, 16, 16)
+    low, high = s.constant(np.float32(0).reshape(())), s.constant(np.float32(6).reshape(()))
+    x = s.conv("x", 3, 16)
+    wide = s("Clip", s.conv(x, 16, 48, 1), low, high)
+    deep = s("Clip", s.conv(wide, 48, 48, group=48), low, high)
+    x = s("Add", s.conv(deep, 48, 16, 1), x)
+    return s.done(s.gemm(s("Flatten", s("GlobalAveragePool", x)), 16, 10))
+
+
+def branches() -> onnx.ModelProto:
+    s = Sketch("n", 3, 16, 16)
+    x = s("Relu", s.conv("x", 3, 16))
+    pooled = s("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    x = s("Concat", s("Relu", s.conv(x, 16, 16, 1)), s.conv(pooled, 16, 8, 1), axis=1)
+    x = s("Transpose", s("Relu", s.conv(x, 24, 16)), perm=[0, 2, 3, 1])
+    return s.done(s("Add", s("MatMul", x, s.weight(16, 10)), s.weight(10)))
+
+
+def gated() -> onnx.ModelProto:
+    s = Sketch("n", 3, 16, 16)
+    x = s("HardSwish", s.conv("x", 3, 16))
+    x = s.conv(x, 16, 16)
+    x = s("Mul", x, s("Sigmoid", x))
+    x = s("ConvTranspose", x, s.weight(16, 4, 2, 2, scale=0.3), s.weight(8), strides=[2, 2], group=2)
+    x = s.conv(s("LeakyRelu", x), 8, 4)
+    return s.done(x, s("ReduceMax", x, s.constant(np.array([2, 3])), keepdims=0))
+
+
+def attention() -> onnx.ModelProto:
+    s = Sketch("n", 6, 32)
+    query, key, value = (s("Add", s("MatMul", "x", s.weight(32, 32)), s.weight(32, scale=0.1)) for _ in range(3))
+    share = s("Softmax", s("MatMul", query, s("Transpose", key, perm=[0, 2, 1])), axis=-1)
+    x = s("Add", "x", s("MatMul", s("MatMul", share, value), s.weight(32, 32)))
+    x = s("LayerNormalization", x, s.weight(32, at=1.0, scale=0.1), s.weight(32, scale=0.1))
+    x = s("Add", x, s("MatMul", s("Gelu", s("MatMul", x, s.weight(32, 64))), s.weight(64, 32)))
+    return s.done(s.gemm(s("ReduceMean", x, s.constant(np.array([1])), keepdims=0), 32, 10))
+
+
+def whole() -> onnx.ModelProto:
+    """Ends in a convolution whose result is read by another one too."""
+    s = Sketch("n", 3, 16, 16)
+    x = s("Relu", s.conv("x", 3, 8))
+    return s.done(x, s.conv(x, 8, 4))
+
+
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    f.__name__: f for f in (mlp, cnn, residual, mobile, branches, gated, attention, whole)
+}
+EVERY = [pytest.param(n, p, id=f"{n}-{p}") for n in NETWORKS for p in PROFILES]
+
+
+def data(model: onnx.ModelProto, n: int = 48) -> np.ndarray:
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    return np.random.default_rng(1).normal(size=(n, *shape)).astype(np.float32)
+
+
+def quantize(model: onnx.ModelProto, profile: Profile, step: QuantizeStatic | None = None, **facts: object) -> onnx.ModelProto:
+    x = data(model)
+    view = facts.pop("view", View(inputs=(x,)))
+    network = Network(kind="graph", body=model, example=(x[:2],), **facts)  # type: ignore[arg-type]
+    return (step or QuantizeStatic()).apply(network, Context(train=view, calibrate=view, profile=profile)).graph
+
+
+def in_onnxruntime(model: onnx.ModelProto, x: np.ndarray, *, kept: Path | None = None) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if kept:
+        options.optimized_model_filepath = str(kept)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def compiled(model: onnx.ModelProto) -> openvino.CompiledModel:
+    core = openvino.Core()
+    return core.compile_model(core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_NUM_THREADS": 1})
+
+
+def in_openvino(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    return list(compiled(model)([x]).values())
+
+
+ENGINES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
+
+
+def distance(old: list[np.ndarray], new: list[np.ndarray]) -> float:
+    """Root mean squared difference relative to the old outputs, the worst of all outputs."""
+    return max(float(np.sqrt(((a - b) ** 2).mean() / (a**2).mean())) for a, b in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize(("name", "profile"), EVERY)
+def test_laws(name: str, profile: str) -> None:
+    model = NETWORKS[name]()
+    before = model.SerializeToString()
+    quantized = quantize(model, PROFILES[profile])
+    assert model.SerializeToString() == before, "the given graph was written on"
+    assert quantize(model, PROFILES[profile]).SerializeToString() == quantized.SerializeToString(), "not deterministic"
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(quantized, strict_mode=True), full_check=True)
+    assert [i.name for i in quantized.graph.input] == ["x"]
+    assert [o.name for o in quantized.graph.output] == [o.name for o in model.graph.output]
+    assert quantized.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n", "the batch is no longer free"
+    x = data(model)[:5]
+    old = in_onnxruntime(model, x)
+    for engine, run in ENGINES.items():
+        assert distance(old, run(quantized, x)) < 0.05, engine
+        assert run(quantized, x[:1])[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("name", ["cnn", "residual", "mobile", "mlp", "branches"])
+def test_every_layer_runs_on_integers(name: str, tmp_path: Path) -> None:
+    model = NETWORKS[name]()
+    x = data(model)[:2]
+    in_onnxruntime(quantize(model, PROFILES["onnxruntime"]), x, kept=tmp_path / "run.onnx")
+    kinds = {n.op_type for n in onnx.load(tmp_path / "run.onnx").graph.node}
+    assert not kinds & {"Conv", "Gemm", "MatMul", "GlobalAveragePool", "Relu", "Clip", "FusedConv"}, kinds
+    runtime = compiled(quantize(model, PROFILES["openvino"])).get_runtime_model()
+    found = {}
+    for op in runtime.get_ordered_ops():
+        facts = op.get_rt_info()
+        found.setdefault(facts["layerType"].astype(str), set()).add(facts["runtimePrecision"].astype(str))
+    layers = {kind: found[kind] for kind in ("Convolution", "FullyConnected", "Pooling", "Reduce") if kind in found}
+    assert layers
+    assert set().union(*layers.values()) <= {"u8", "i8"}, layers
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_normal_form_computes_the_same(name: str) -> None:
+    model = NETWORKS[name]()
+    normal = normalise(model).model()
+    kinds = {n.op_type for n in normal.graph.node}
+    assert not kinds & {"BatchNormalization", "Identity", "Dropout", "Constant"}
+    x = data(model)[:5]
+    assert distance(in_onnxruntime(model, x), in_onnxruntime(normal, x)) < 1e-6
+
+
+def test_normal_form_of_older_exports() -> None:
+    """Constant nodes, a transposed weight, MatMul + Add, a bias behind a convolution, ReduceMean with its axes as attribute."""
+    s = Sketch("n", 3, 8, 8, opset=13)
+    weight = numpy_helper.from_array(s.random.normal(size=(10, 8)).astype(np.float32))
+    x = s("Add", s("Conv", "x", s.weight(8, 3, 3, 3)), s.weight(1, 8, 1, 1))
+    x = s("ReduceMean", x, axes=[2, 3], keepdims=0)
+    model = s.done(s("Add", s.weight(10), s("MatMul", x, s("Transpose", s("Constant", value=weight), perm=[1, 0]))))
+    normal = normalise(model).model()
+    assert [n.op_type for n in normal.graph.node] == ["Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+    x = data(model)[:5]
+    assert distance(in_onnxruntime(model, x), in_onnxruntime(normal, x)) < 1e-6
+
+
+def test_weights_are_stored_in_eight_bits() -> None:
+    model = attention()
+    quantized = quantize(model, PROFILES["onnxruntime"])
+    weights = [i for i in quantized.graph.initializer if i.name.endswith("weight_quantized")]
+    assert len(weights) == len(quantizable(model, PROFILES["onnxruntime"])) == 7
+    assert all(w.data_type == TensorProto.INT8 and np.abs(numpy_helper.to_array(w)).max() == 63 for w in weights)
+    assert not [i for i in quantized.graph.initializer if i.data_type == TensorProto.FLOAT and np.prod(i.dims) > 64]
+    assert quantized.ByteSize() < model.ByteSize() * 0.6
+
+
+def test_gemm_against_the_formula() -> None:
+    """One layer, written out: y = s_x · s_w · (Σ (q_x − z) · q_w + q_b). Seven bits, which no processor saturates."""
+    s = Sketch("n", 12)
+    model = s.done(s.gemm("x", 12, 5))
+    weight, bias = (numpy_helper.to_array(i) for i in model.graph.initializer)
+    x = data(model)
+    quantized = quantize(model, PROFILES["onnxruntime"], QuantizeStatic(weight_bits=7))
+    step = np.float32((float(x.max()) - float(x.min())) / 255)
+    zero = np.round(-float(x.min()) / float(step))
+    steps = (np.abs(weight).max(1).astype(np.float64) / 63).astype(np.float32)
+    q_x = np.clip(np.round(x / step) + zero, 0, 255)
+    q_w, q_b = np.round(weight / steps[:, None]), np.round(bias.astype(np.float64) / (step * steps))
+    naive = (step * steps) * ((q_x - zero) @ q_w.T + q_b)
+    for run in ENGINES.values():
+        np.testing.assert_allclose(run(quantized, x)[0], naive, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_wrong_zero_point_is_seen(engine: str) -> None:
+    model = cnn()
+    quantized = quantize(model, PROFILES["onnxruntime"])
+    zero = next(i for i in quantized.graph.initializer if i.name == "x_zero_point")
+    quantized.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(zero) - np.uint8(20), "wrong"))
+    next(n for n in quantized.graph.node if n.name == "x_dequantize").input[2] = "wrong"
+    x = data(model)[:5]
+    assert distance(in_onnxruntime(model, x), ENGINES[engine](quantized, x)) > 0.05
+
+
+def test_kept_layers_stay_in_floats() -> None:
+    model, profile = residual(), PROFILES["onnxruntime"]
+    names = quantizable(model, profile)
+    kept = names[2:4]
+    quantized = quantize(model, profile, QuantizeStatic(keep=kept))
+    stored = {i.name.removesuffix("_weight_quantized") for i in quantized.graph.initializer}
+    assert not stored & set(kept)
+    assert set(names) - set(kept) <= stored
+    x = data(model)[:5]
+    old = in_onnxruntime(model, x)
+    assert distance(old, in_onnxruntime(quantized, x)) < distance(old, in_onnxruntime(quantize(model, profile), x))
+
+
+def test_passing_operators_keep_the_scale() -> None:
+    quantized = quantize(cnn(), PROFILES["onnxruntime"])
+    made = {out: n for n in quantized.graph.node for out in n.output}
+    read = {name: n for n in quantized.graph.node for name in n.input}
+    pool = next(n for n in quantized.graph.node if n.op_type == "MaxPool")
+    assert list(made[pool.input[0]].input[1:]) == list(read[pool.output[0]].input[1:])
+
+
+def test_symmetric_activations_have_zero_point_zero() -> None:
+    quantized = quantize(mobile(), PROFILES["openvino"])
+    zeros = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer if i.name.endswith("_zero_point")}
+    assert {str(z.dtype) for z in zeros.values()} == {"int8", "uint8"}
+    assert all(z == 0 for z in zeros.values())
+
+
+def test_a_fixed_batch_is_respected() -> None:
+    s = Sketch(4, 12)
+    model = s.done(s.gemm("x", 12, 5))
+    quantized = quantize(model, PROFILES["onnxruntime"], fixed_batch=4, view=View(inputs=(data(model, 10),)))
+    assert in_onnxruntime(quantized, data(model, 4))[0].shape == (4, 5)
+    with pytest.raises(DataRefused, match="at least 4 examples, got 3"):
+        quantize(model, PROFILES["onnxruntime"], fixed_batch=4, view=View(inputs=(data(model, 3),)))
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_observers(observer: str) -> None:
+    model = cnn()
+    x = data(model)
+    quantized = quantize(model, PROFILES["onnxruntime"], QuantizeStatic(observer=observer))  # type: ignore[arg-type]
+    assert distance(in_onnxruntime(model, x), in_onnxruntime(quantized, x)) < 0.08
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+def test_observers_cut_an_outlier(observer: str) -> None:
+    values = np.append(np.random.default_rng(0).normal(size=1_000_000), 40.0)
+    counts, edges = np.histogram(values, bins=2048)
+    low, high = OBSERVERS[observer](counts, edges[0], edges[-1])
+    assert edges[0] <= low < -2
+    assert 3 < high < 35
+
+
+@pytest.mark.parametrize("tail", [1.5, 3, 30])
+def test_mse_observer_against_a_search_over_the_values(tail: float) -> None:
+    values = np.random.default_rng(0).standard_t(tail, size=20_000)
+
+    def error(low: float, high: float) -> float:
+        step, zero = scale_and_zero_point(low, high, symmetric=False)
+        return float(((np.clip(np.round(values / step) + zero, 0, 255) - zero) * step - values).__pow__(2).mean())
+
+    counts, edges = np.histogram(values, bins=2048)
+    least = min(error(f * edges[0], f * edges[-1]) for f in np.linspace(0.2, 1, 81))
+    assert error(*OBSERVERS["mse"](counts, edges[0], edges[-1])) < 1.02 * least
+
+
+def test_weights_of_an_empty_channel_and_a_large_bias() -> None:
+    weight, bias = np.zeros((3, 4), dtype=np.float32), np.array([0.0, 5.0, 1e8], dtype=np.float32)
+    integers, scale = round_weights(
+        weight, bias, axis=0, input_scale=0.01, numbers=Numbers(weight_bits=8, per_channel=True, symmetric=False)
+    )
+    assert not integers.any()
+    assert np.isfinite(scale).all()
+    rounded = np.round(bias / (scale.astype(np.float64) * 0.01))
+    assert np.abs(rounded).max() < 2**31
+    np.testing.assert_allclose(rounded * scale * 0.01, bias, rtol=1e-6)
+
+
+def test_per_tensor_weights_have_one_scale() -> None:
+    quantized = quantize(residual(), PROFILES["onnxruntime"], QuantizeStatic(per_channel=False))
+    scales = [i for i in quantized.graph.initializer if i.name.endswith("weight_scale")]
+    assert scales
+    assert all(not i.dims for i in scales)
+    assert distance(in_onnxruntime(residual(), data(residual())), in_onnxruntime(quantized, data(residual()))) < 0.08
+
+
+def test_json_round_trip() -> None:
+    step = QuantizeStatic(observer="mse", weight_bits=6, keep=("n3", "n4"))
+    assert part_from_json(json.loads(json.dumps(part_to_json(step)))) == step
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"observer": "median"}, ValueError, "observer must be one of minmax, percentile, mse, got 'median'"),
+        ({"weight_bits": 9}, ValueError, r"weight_bits must be in \[2, 8\] or None, got 9"),
+        ({"keep": "n3"}, TypeError, "keep must be a tuple of node names"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        QuantizeStatic(**settings)  # type: ignore[arg-type]
+
+
+def test_refusals() -> None:
+    model, profile = cnn(), PROFILES["onnxruntime"]
+    with pytest.raises(Unsupported, match="computes in integers already"):
+        quantize(quantize(model, profile), profile)
+    with pytest.raises(Unsupported, match="needs an engine that runs operators on integers"):
+        quantize(model, Profile())
+    with pytest.raises(Unsupported, match=r"constant float32 weights among LSTM; the graph has .*Conv"):
+        quantize(model, Profile(integer_ops=frozenset({"LSTM"})))
+    with pytest.raises(UsageError, match="keep must name nodes of the graph, got 'nothing'"):
+        quantize(model, profile, QuantizeStatic(keep=("nothing",)))
+    with pytest.raises(DataRefused, match="at least 1 examples, got 0"):
+        quantize(model, profile, view=View(inputs=(data(model, 0),)))
+    with pytest.raises(Unsupported, match="expected finite activations"):
+        quantize(model, profile, view=View(inputs=(data(model) * np.float32(np.inf),)))
+
+
+def test_refuses_control_flow() -> None:
+    s = Sketch("n", 12)
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["gemm0"], ["b"])], "b", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    )
+    x = s.gemm("x", 12, 5)
+    model = s.done(s("If", s.constant(np.array(True)), then_branch=branch, else_branch=branch))
+    assert x == "gemm0"
+    with pytest.raises(Unsupported, match="cannot quantize around control flow: 'n1'"):
+        quantize(model, PROFILES["onnxruntime"])
+
+
+def test_relu_keeps_its_own_pair_where_the_engine_does_not_fuse_it() -> None:
+    profile = replace(PROFILES["onnxruntime"], fuses_relu=False)
+    quantized = quantize(cnn(), profile)
+    made = {out: n for n in quantized.graph.node for out in n.output}
+    assert all(made[n.input[0]].op_type == "DequantizeLinear" for n in quantized.graph.node if n.op_type == "Relu")

@@ -1,0 +1,169 @@
+"""The built-in tasks hold what they say, and say how to get what is not here."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.util
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hasten import tasks
+from hasten.core.errors import BackendMissing, DataRefused, UsageError
+from hasten.tasks import images, networks
+
+SIZES = {"digits": (1_198, 599), "fashion_mnist": (60_000, 10_000), "mnist5k": (3_000, 2_000)}
+COMMANDS = {
+    "digits": "pip install scikit-learn",
+    "fashion_mnist": "apt-get install dataset-fashion-mnist",
+    "mnist5k": r"pip install 'hasten\[demo\]'",
+}
+HELD_OUT = {
+    "digits": "ab088bcafdbdf098f94f352b19ad08baed3e3d3597b42af88956eeeb0f45467f",
+    "mnist5k": "3ee682c3fcdf9e6be9c9fd4a628291da06e94e058cb297cc586e50d9f2291a93",
+}
+
+
+_load = functools.cache(tasks.load)
+
+
+def loaded(name: str) -> tasks.TaskData:
+    try:
+        return _load(name)
+    except BackendMissing as why:
+        pytest.skip(str(why))
+
+
+def test_every_task_is_listed() -> None:
+    assert set(tasks.names()) == set(SIZES) == set(COMMANDS)
+    assert list(tasks.names()) == sorted(tasks.names())
+    with pytest.raises(UsageError, match="expected one of the tasks digits, fashion_mnist, mnist5k, got 'imagenet'"):
+        tasks.load("imagenet")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_laws_of_a_task(name: str) -> None:
+    task = loaded(name)
+    assert task.name == name
+    assert (len(task.train), len(task.held_out)) == SIZES[name]
+    for view in (task.train, task.held_out):
+        (x,), y = view.inputs, view.labels
+        assert y is not None
+        assert (x.shape[1:], x.dtype, y.dtype) == ((1, 28, 28), np.float32, np.int64)
+        assert (x.min(), x.max()) == (0, 1)
+        counts = np.bincount(y)
+        assert len(counts) == len(task.classes) == 10
+        assert counts.min() > 0.9 * counts.max()
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_the_drawn_split_never_changes(name: str) -> None:
+    task = loaded(name)
+    assert task.held_out.fingerprint() == HELD_OUT[name]
+    train = {row.tobytes() for row in task.train.inputs[0]}
+    assert not train & {row.tobytes() for row in task.held_out.inputs[0]}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_missing_data_names_one_command(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(images, "_DEBIAN", tmp_path)
+    monkeypatch.delenv("HASTEN_DATA", raising=False)
+    with pytest.raises(BackendMissing, match=COMMANDS[name]):
+        tasks.load(name)
+
+
+def test_no_package_is_imported_for_its_data() -> None:
+    code = (
+        "import sys; from hasten import tasks\n"
+        "try: tasks.load('digits')\n"
+        "except tasks.images.BackendMissing: pass\n"
+        "print([m for m in ('mlxtend', 'sklearn', 'pandas', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def idx(path: Path, values: np.ndarray) -> None:
+    head = struct.pack(f">{1 + values.ndim}I", 0x0800 + values.ndim, *values.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(head + values.tobytes())
+
+
+def fashion(folder: Path) -> np.ndarray:
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        idx(folder / f"{part}-images-idx3-ubyte.gz", pixels)
+        idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(5, dtype=np.uint8))
+    return pixels
+
+
+@pytest.mark.parametrize("below", ["", "fashion-mnist", "FashionMNIST/raw"])
+def test_data_in_a_folder_of_the_user(below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = fashion(tmp_path / "data" / below)
+    monkeypatch.setenv("HASTEN_DATA", str(tmp_path / "data"))
+    task = tasks.load("fashion_mnist")
+    assert np.array_equal(task.held_out.inputs[0][:, 0], pixels / np.float32(255))
+    assert task.held_out.labels is not None
+    assert task.held_out.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b""),
+        gzip.compress(struct.pack(">4I", 0x0801, 5, 28, 28)),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(99)),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784 + 1)),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 2**31, 2**31)),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784))[:-9],
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fashion(tmp_path / "data")
+    (tmp_path / "data" / "train-images-idx3-ubyte.gz").write_bytes(content)
+    monkeypatch.setenv("HASTEN_DATA", str(tmp_path / "data"))
+    with pytest.raises(DataRefused, match=r"train-images-idx3-ubyte\.gz must be"):
+        tasks.load("fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"), [(networks.mlp, 109_386), (networks.small_cnn, 98_762), (networks.resnet20, 272_186)]
+)
+def test_networks(build: type[nn.Module], parameters: int) -> None:
+    torch.manual_seed(0)
+    network = build()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+    assert build(4)(torch.rand(2, 1, 28, 28)).shape == (2, 4)
+    loss = nn.functional.cross_entropy(network(torch.rand(8, 1, 28, 28)), torch.arange(8))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "steps"), [(networks.mlp, 60), pytest.param(networks.small_cnn, 150, marks=pytest.mark.long)]
+)
+def test_networks_learn_the_digits(build: type[nn.Module], steps: int) -> None:
+    task = loaded("digits")
+    torch.manual_seed(0)
+    network = build()
+    x, y = torch.from_numpy(task.train.inputs[0]), torch.from_numpy(task.train.labels)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for _ in range(steps):
+        batch = torch.randint(len(x), (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        answers = network.eval()(torch.from_numpy(task.held_out.inputs[0])).argmax(1)
+    assert (answers.numpy() == task.held_out.labels).mean() > 0.9

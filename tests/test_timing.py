@@ -1,0 +1,81 @@
+"""Timing: the arithmetic on known times. How honest it is on a real machine is a benchmark, not a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.errors import ChildFailed
+from hasten.measure import timing
+from hasten.measure.timing import Contestant, Protocol, Timing
+
+SHORT = Protocol(fewest=2, most=2, block_ms=5, blocks=2)
+
+
+def sleeper(folder: Path, ms: float) -> Path:
+    """A "network" that sleeps: the times are known to be far apart whatever the machine does."""
+    folder.mkdir()
+    (folder / "load.py").write_text(
+        f"import time\n\ndef load(folder):\n    def run(x):\n        time.sleep({ms} / 1e3)\n        return (x,)\n    return run\n"
+    )
+    return folder
+
+
+def test_a_race_tells_the_fast_from_the_slow(tmp_path: Path) -> None:
+    contestants = [Contestant(folder=sleeper(tmp_path / "slow", 20)), Contestant(folder=sleeper(tmp_path / "fast", 2))]
+    heard: list[float] = []
+    timed = timing.race(
+        contestants, (np.zeros((4, 2)),), [1, 4], protocol=SHORT, progress=lambda share, words: heard.append(share)
+    )
+    assert timed.medians_ms.shape == (2, 2, 2)
+    for interval in timed.speedup(0, 1):
+        assert interval.value > 2
+        assert interval.low <= interval.value <= interval.high
+    assert [entry.batch for entry in timed.latency(0)] == [1, 4]
+    assert timed.latency(0)[0].p50_ms >= 20
+    assert timed.latency(0)[0].launches == 2
+    assert all(memory > 1 << 20 for memory in timed.peak_memory_bytes)
+    assert heard == [0.5, 1.0]
+
+
+def test_speedups_are_ratios_of_round_medians() -> None:
+    medians = np.array([[[4.0], [2.0]], [[6.0], [2.0]]])
+    calls = {(0, 0): np.array([4.0, 6.0]), (1, 0): np.array([2.0, 2.0])}
+    timed = Timing(
+        batches=(1,), medians_ms=medians, calls_ms=calls, first_call_ms=np.ones((2, 1)), peak_memory_bytes=(1, 1)
+    )
+    (interval,) = timed.speedup(0, 1)
+    assert interval.value == pytest.approx(np.sqrt(6.0))
+    (back,) = timed.speedup(1, 0)
+    assert back.low == pytest.approx(1 / interval.high)
+
+
+def test_p99_is_given_from_a_thousand_calls_on() -> None:
+    few = timing.summarize(np.arange(999.0), batch=1, launches=1, first_call_ms=1)
+    many = timing.summarize(np.arange(1000.0), batch=1, launches=1, first_call_ms=1)
+    assert few.p99_ms is None
+    assert many.p99_ms == pytest.approx(989.01)
+    assert many.p50_ms == pytest.approx(499.5)
+
+
+def test_rounds_go_on_until_the_interval_is_narrow(tmp_path: Path) -> None:
+    folder = sleeper(tmp_path / "a", 3)
+    exact = Protocol(fewest=2, most=3, half_width=0.0, block_ms=3, blocks=2)
+    loose = Protocol(fewest=2, most=3, half_width=10.0, block_ms=3, blocks=2)
+    inputs = (np.zeros((1, 1)),)
+    both = [Contestant(folder=folder)] * 2
+    assert len(timing.race(both, inputs, [1], protocol=exact).medians_ms) == 3
+    assert len(timing.race(both, inputs, [1], protocol=loose).medians_ms) == 2
+
+
+def test_a_contestant_that_cannot_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "load.py").write_text("def load(folder):\n    raise OSError('no weights')\n")
+    with pytest.raises(ChildFailed, match="no weights"):
+        timing.race([Contestant(folder=tmp_path)] * 2, (np.zeros((1, 1)),), [1], protocol=SHORT)
+
+
+def test_a_protocol_needs_two_rounds() -> None:
+    with pytest.raises(ValueError, match="2 <= fewest <= most, got 1 and 3"):
+        Protocol(fewest=1, most=3)
