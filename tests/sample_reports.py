@@ -23,7 +23,9 @@ from hasten.core.report import (
     Trial,
 )
 
-HOSTILE = "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red][/]\x00&amp;"
+HOSTILE = (
+    "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red][/]\x00&amp;"
+)
 ENVIRONMENT: dict[str, Any] = {
     "cpu": "AMD EPYC 7B13, 2 cores",
     "flags": ["avx2", "fma"],

@@ -27,9 +27,7 @@ from hasten.core.recipe import Context, Profile, part_from_json, part_to_json
 MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Resize"})
 WEIGHTLESS = {"Add", "GlobalAveragePool", "AveragePool"}
 PROFILES = {
-    "onnxruntime": Profile(
-        integer_ops=frozenset({"Conv", "Gemm", "MatMul", "Concat", *WEIGHTLESS}), passing_ops=MOVES, weight_bits=7
-    ),
+    "onnxruntime": Profile(integer_ops=frozenset({"Conv", "Gemm", "MatMul", "Concat", *WEIGHTLESS}), passing_ops=MOVES, weight_bits=7),
     "openvino": Profile(
         integer_ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *WEIGHTLESS}),
         passing_ops=MOVES | {"Concat"},

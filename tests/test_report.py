@@ -257,6 +257,18 @@ def test_words_from_outside_stay_words() -> None:
     assert Parsed(written.replace("&lt;", "<")).faults  # what no escaping would lead to
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("max_drop", [0.0, 0.01])
+def test_bars_keep_their_width(name: str, max_drop: float) -> None:
+    report = samples.ALL[name]
+    parsed = Parsed(page(replace(report, limit=replace(report.limit, max_drop=max_drop))))
+    styles = [a["style"] or "" for tag, a in parsed.tags if tag in ("i", "b")]
+    assert bool(styles) == (report.chosen is not None or bool(report.certificates or report.ledger))
+    for style in styles:
+        assert re.fullmatch(r"left:[\d.]+%(;width:[\d.]+%)?", style)
+        assert sum(map(float, re.findall(r"[\d.]+(?=%)", style))) <= 100.2
+
+
 def test_many_trials_stay_small() -> None:
     report = samples.long(300)
     written = page(report)

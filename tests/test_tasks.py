@@ -76,8 +76,9 @@ def test_missing_data_names_one_command(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(images, "_DEBIAN", tmp_path)
     monkeypatch.delenv("HASTEN_DATA", raising=False)
-    with pytest.raises(BackendMissing, match=COMMANDS[name]):
+    with pytest.raises(BackendMissing, match=COMMANDS[name]) as caught:
         tasks.load(name)
+    assert tasks.missing(name) == str(caught.value)
 
 
 def test_no_package_is_imported_for_its_data() -> None:
@@ -109,7 +110,9 @@ def fashion(folder: Path) -> np.ndarray:
 def test_data_in_a_folder_of_the_user(below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = fashion(tmp_path / "data" / below)
     monkeypatch.setenv("HASTEN_DATA", str(tmp_path / "data"))
-    task = tasks.load("fashion_mnist")
+    assert tasks.missing("fashion-mnist") is None
+    task = tasks.load("fashion-mnist")
+    assert task.name == "fashion_mnist"
     assert np.array_equal(task.held_out.inputs[0][:, 0], pixels / np.float32(255))
     assert task.held_out.labels is not None
     assert task.held_out.labels.tolist() == [0, 1, 2, 3, 4]

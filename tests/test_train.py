@@ -272,6 +272,76 @@ def test_rate_rises_to_its_peak_and_falls():
         assert 0 < rates[-1] < 0.01 or schedule == "constant"
 
 
+def _three_steps(settings, module, view):
+    """The optimizers of `Fit` as their papers write them, for Linear(6, 1) and squared error, all data in each step."""
+    x, y = view.inputs[0].astype(np.float64), view.labels.astype(np.float64)
+    weights = {name: p.detach().numpy().astype(np.float64) for name, p in module.named_parameters()}
+    speed = {name: np.zeros_like(w) for name, w in weights.items()}
+    square = {name: np.zeros_like(w) for name, w in weights.items()}
+    for step, rate in enumerate([0.05, 0.1, 0.05], start=1):  # 0.1 at its highest
+        error = 2 * (x @ weights["weight"][0] + weights["bias"] - y) / len(y) / y.var()
+        gradient = {"weight": (error @ x)[None], "bias": error.sum(keepdims=True)}
+        norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
+        for name, w in weights.items():
+            g = gradient[name] * min(1, settings.clip / norm)
+            decay = settings.weight_decay if name == "weight" else 0.0
+            if settings.optimizer == "sgd":
+                g = g + decay * w
+                speed[name] = 0.9 * speed[name] + g
+                weights[name] = w - rate * (g + 0.9 * speed[name])
+                continue
+            speed[name] = 0.9 * speed[name] + 0.1 * g
+            square[name] = 0.999 * square[name] + 0.001 * g**2
+            update = speed[name] / (1 - 0.9**step) / (np.sqrt(square[name] / (1 - 0.999**step)) + 1e-8)
+            weights[name] = w - rate * (decay * w + update)
+    return weights
+
+
+@pytest.mark.parametrize("clip", [0.05, math.inf])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_steps_are_the_formula(optimizer, clip):
+    module, view = _seeded(lambda: nn.Linear(6, 1)), _line()
+    settings = Fit(
+        loss="values",
+        epochs=3,
+        batch=150,
+        optimizer=optimizer,
+        learning_rate=0.1,
+        weight_decay=0.2,
+        warm_up=0.4,
+        clip=clip,
+    )
+    trained = dict(fit(module, view, settings=settings).module.named_parameters())
+    for name, want in _three_steps(settings, module, view).items():
+        np.testing.assert_allclose(trained[name].detach().numpy(), want, atol=2e-6)
+
+
+def test_outputs_that_never_vary_are_learnt_too():
+    view = View(inputs=(_draw(64, 6),), labels=np.full(64, 3.0))
+    curve = fit(_seeded(lambda: nn.Linear(6, 1)), view, settings=Fit(loss="values", epochs=60, learning_rate=0.1)).curve
+    assert curve[-1][1] < 0.1 * curve[0][1] < math.inf
+
+
+def test_scale_of_the_original_comes_from_all_over_the_data():
+    x = np.sort(_draw(640, 1), 0)
+    teacher, zero = nn.Linear(1, 1), nn.Linear(1, 1)
+    for module, slope in ((teacher, 100.0), (zero, 0.0)):
+        nn.init.constant_(module.weight, slope)
+        nn.init.zeros_(module.bias)
+    fitted = fit(zero, View(inputs=(x,)), settings=Fit(loss="original", batch=32), teacher=teacher)
+    assert 0.4 < fitted.curve[0][1] < 2.5, "nothing explained yet: about 1"
+
+
+def test_teacher_sees_the_shifted_images():
+    module = _seeded(_per_pixel)
+    settings = Fit(loss="original", epochs=1, batch=32, augmentation="shift")
+    assert fit(module, _pictures(), settings=settings, teacher=module).curve[0][1] == 0
+    labelled = Fit(epochs=1, batch=32)
+    network = _seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    plain, moved = (fit(network, _pictures(), settings=s).curve for s in (labelled, replace(labelled, augmentation="shift")))
+    assert plain[0] != moved[0], "shift does something"
+
+
 def test_frozen_parameters_stay():
     module = _seeded(_dense)
     module[0].weight.requires_grad_(False)
@@ -321,9 +391,7 @@ def _spoilt(place):
 
 def test_nan_stops_at_the_very_step():
     view = _spoilt(7)
-    with pytest.raises(
-        Diverged, match=r"must stay finite, got a loss of nan .* at step \d of 40; lower learning_rate \(0.002\)"
-    ):
+    with pytest.raises(Diverged, match=r"must stay finite, got a loss of nan .* at step \d of 40; lower learning_rate \(0.002\)"):
         fit(_seeded(lambda: nn.Linear(6, 3)), view, settings=Fit(batch=32))
     with pytest.raises(Diverged, match=r"at step 1 of 10"):
         fit(_seeded(lambda: nn.Linear(6, 3)), _spoilt(slice(None)), settings=Fit())
@@ -455,6 +523,19 @@ def test_finetune_trains_a_copy_from_the_context_s_seed():
     assert _bytes(tuned.module) == _bytes(FineTune().apply(network, context).module) != before
     assert _bytes(tuned.module) != _bytes(FineTune().apply(network, replace(context, seed=4)).module)
     assert told[-1][0] == 1.0
+
+
+def test_finetune_hands_its_settings_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr("hasten.train.finetune.fit", lambda module, view, **rest: seen.append(rest) or fit(module, view, **rest))
+    step = FineTune(epochs=2, learning_rate=3e-3, batch=16, distil=0.9, temperature=4.0)
+    network = _network(_seeded(_dense))
+    step.apply(network, _context(original=network, seed=5))
+    same = {"epochs": 2, "batch": 16, "learning_rate": 3e-3, "weight_decay": 0.0, "temperature": 4.0}
+    assert seen[0]["settings"] == Fit(**same, distil=0.9, seed=5)
+    assert seen[0]["teacher"] is network.module
+    step.apply(network, _context(original=network, loss="original"))
+    assert seen[1]["settings"] == Fit(**same, loss="original")
 
 
 def test_finetune_short_takes_a_quarter_of_the_epochs():

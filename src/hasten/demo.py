@@ -15,7 +15,7 @@ from hasten.core.report import Report
 from hasten.search.watch import Watcher, nobody
 from hasten.verbs import Options, optimize
 
-_TASKS = ("fashion-mnist", "mnist5k")  # the first whose data is installed
+_TASKS = ("fashion_mnist", "mnist5k")  # the first whose data is installed
 _TRAIN = 10_000
 
 
@@ -47,18 +47,17 @@ def demo(
     command = shlex.join([*words, "--max-drop", max_drop, "--run", str(run / "result")])
     say(f"$ {command}")
     options = Options(seed=seed, command=command)
-    return optimize(
-        paths["model"], paths["data"], paths["prove"], max_drop=max_drop, run=run / "result", options=options, watcher=watcher
-    )
+    return optimize(paths["model"], paths["data"], paths["prove"], max_drop=max_drop, run=run / "result", options=options, watcher=watcher)
 
 
 def _make_inputs(inputs: Path, seed: int, say: Callable[[str], None]) -> None:
     import torch
 
     from hasten import tasks
-    from hasten.load import files, lower
+    from hasten.load import files
+    from hasten.load.program import export_program
     from hasten.tasks import networks
-    from hasten.train.loop import Fit, fit
+    from hasten.train import Fit, fit
 
     name = next((n for n in _TASKS if tasks.missing(n) is None), _TASKS[-1])
     task = tasks.load(name)
@@ -66,12 +65,12 @@ def _make_inputs(inputs: Path, seed: int, say: Callable[[str], None]) -> None:
     say(f"training a small CNN on {len(train):,} images of {name}")
     start = time.monotonic()
     torch.manual_seed(seed)
-    trained, _ = fit(networks.small_cnn(), train, settings=Fit(seed=seed))
+    trained = fit(networks.small_cnn(), train, settings=Fit(seed=seed)).module
     right = _accuracy(trained, task.held_out)
     say(f"trained in {time.monotonic() - start:.0f} s: {right:.1%} of {len(task.held_out):,} held-out images right")
     network = files.from_module(trained, tuple(a[:4] for a in train.inputs))
     with folder.new_folder(inputs) as fresh:
-        torch.export.save(lower.export_program(network), fresh / "model.pt2")
+        torch.export.save(export_program(network), fresh / "model.pt2")
         _save(train, fresh / "data.npz")
         _save(task.held_out, fresh / "prove.npz")
 

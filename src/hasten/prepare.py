@@ -5,6 +5,7 @@ The functions with JSON arguments run in a guarded child, since files from outsi
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hasten.core import folder
 from hasten.core.data import View
 from hasten.core.errors import DataRefused
 from hasten.core.network import Arrays, Network
+from hasten.core.score import Score
 from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
@@ -69,7 +71,7 @@ def check_saved(*, run: str, score: str | None) -> dict[str, Any]:
     """The same for a module that the parent saved there."""
     from hasten.load import saved
 
-    return admit(Path(run), saved.load(Path(run) / "networks" / "given"), score)
+    return admit(Path(run), saved.load(Path(run) / "networks" / "given" / "network"), score)
 
 
 def admit(run: Path, network: Network, score: str | None) -> dict[str, Any]:
@@ -88,6 +90,16 @@ def admit(run: Path, network: Network, score: str | None) -> dict[str, Any]:
     return {
         "kind": network.kind,
         "fixed_batch": network.fixed_batch,
-        "score": scores.name_of(chosen),
-        **files.summarize(network),
+        "score": {"name": type(chosen).__name__, **dataclasses.asdict(chosen)},  # type: ignore[call-overload]
+        "score_name": chosen.name,
+        "summary": files.summarize(network),
     }
+
+
+def read_score(record: dict[str, Any]) -> Score:
+    """The score that `admit` chose."""
+    from hasten.measure import scores
+
+    settings = {k: v for k, v in record.items() if k != "name"}
+    chosen: Score = getattr(scores, record["name"])(**settings)
+    return chosen

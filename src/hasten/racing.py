@@ -46,8 +46,8 @@ def benchmark(
     watch = Watch(watcher=watcher)
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
-        words = {"model": str(model), "data": None if data is None else str(data), "rows": max(batches)}
-        opened = child.call("hasten.racing:_pack_all", into=name, **words, deadline_s=600)
+        source = None if data is None else str(data)
+        opened = child.call("hasten.racing:_pack_all", into=name, model=str(model), data=source, rows=max(batches), deadline_s=600)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))
         running = _check(rows, Path(name), opened.arrays, fixed)

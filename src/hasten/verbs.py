@@ -182,9 +182,9 @@ class _Given:
 
 
 def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Options, relative: bool, watcher: Watcher) -> Job:
-    from hasten import presets
+    from hasten import prepare, presets
     from hasten.load import split
-    from hasten.measure import machine, scores
+    from hasten.measure import machine
     from hasten.search.catalogue import Settings
     from hasten.search.run import Job
 
@@ -200,7 +200,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
         folder=place,
         store=store,
         views=split.reopen(place),
-        score=scores.by_name(task["score"]),
+        score=prepare.read_score(task["score"]),
         loss=task["loss"],
         catalogue=presets.default(task["kind"]),
         settings=Settings(
@@ -220,24 +220,20 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
     from hasten import prepare
 
     watch.stage("load", "reading the data and opening the network")
-    how = {"seed": options.seed, "max_drop": limit.max_drop}
+    cut: dict[str, Any] = {"seed": options.seed, "max_drop": limit.max_drop}
+    here: dict[str, Any] = {"run": str(place), "deadline_s": _OPENING_S}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         if isinstance(given.data, (str, Path)):
-            paths = {"data": str(given.data), "prove": None if given.prove is None else str(given.prove)}
-            words = {"target": options.target, "group": options.group}
-            task = child.call(
-                "hasten.prepare:read_and_cut", run=str(place), **paths, **words, **how, deadline_s=_OPENING_S
-            ).value
+            cut |= {"data": str(given.data), "prove": None if given.prove is None else str(given.prove)}
+            task = child.call("hasten.prepare:read_and_cut", **here, **cut, target=options.target, group=options.group).value
         else:
-            task = prepare.cut(place, given.data, given.prove, **how)
+            task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
         if isinstance(given.model, (str, Path)):
-            opened = child.call(
-                "hasten.prepare:open_file", run=str(place), model=str(given.model), score=options.score, deadline_s=_OPENING_S
-            )
+            opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), score=options.score)
         else:
             _save_module(given.model, place)
-            opened = child.call("hasten.prepare:check_saved", run=str(place), score=options.score, deadline_s=_OPENING_S)
+            opened = child.call("hasten.prepare:check_saved", **here, score=options.score)
     return {**task, **opened.value, "model": given.name, "command": options.command}
 
 
@@ -245,11 +241,14 @@ def _save_module(module: nn.Module, place: Path) -> None:
     from hasten import prepare
     from hasten.load import files, saved
 
-    try:
-        with folder.new_folder(place / "networks" / "given") as fresh:
-            saved.save(files.from_module(module, prepare.example(place)), fresh / "network")
-    except (TypeError, AttributeError) as why:
-        raise ModelRefused(f"{type(module).__name__} cannot be copied and pickled: {why}") from why
+    network = files.from_module(module, prepare.example(place))
+    with folder.new_folder(place / "networks" / "given") as fresh:
+        try:
+            saved.save(network, fresh / "network")
+        except StorageError as why:
+            if isinstance(why.__cause__, OSError):
+                raise
+            raise ModelRefused(f"{type(module).__name__} cannot be pickled: {why.__cause__}") from why
 
 
 def _told(place: Path, job: Job) -> Report:

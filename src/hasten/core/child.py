@@ -56,9 +56,7 @@ class Child:
         environment: variables to set besides the parent's.
     """
 
-    def __init__(
-        self, *, memory_bytes: int | None = None, log: Path | None = None, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, *, memory_bytes: int | None = None, log: Path | None = None, environment: dict[str, str] | None = None) -> None:
         self._log: IO[bytes] = open(log, "ab+") if log else tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._socket, theirs = socket.socketpair()
         path = os.pathsep.join(os.path.abspath(p) if p else os.getcwd() for p in sys.path)
@@ -92,13 +90,14 @@ class Child:
 
     def call(
         self,
-        target: str,
+        function: str,
+        /,
         *arrays: np.ndarray[Any, Any],
         deadline_s: float | None = None,
         progress: Callable[[float, str], None] | None = None,
         **values: Any,
     ) -> Reply:
-        """Calls `target` ("module:function") in the child with the arrays and the JSON values.
+        """Calls `function` ("module:function") in the child with the arrays and the JSON values.
 
         Raises:
             HastenError: of the class that the function raised, if it is one of the tree.
@@ -106,7 +105,7 @@ class Child:
         """
         end = None if deadline_s is None else time.monotonic() + deadline_s
         try:
-            _send(self._socket, {"call": target, "values": values}, arrays)
+            _send(self._socket, {"call": function, "values": values}, arrays)
             while True:
                 head, given = _receive(self._socket, end)
                 if "progress" not in head:

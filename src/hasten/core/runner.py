@@ -34,9 +34,7 @@ class Runner:
         ChildFailed: if the network cannot be loaded, crashes or hangs.
     """
 
-    def __init__(
-        self, folder: Path, *, deadline_s: float = 120.0, memory_bytes: int | None = None, fixed_batch: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, deadline_s: float = 120.0, memory_bytes: int | None = None, fixed_batch: int | None = None) -> None:
         self._folder = folder
         self._deadline_s = deadline_s
         self._fixed_batch = fixed_batch

@@ -87,8 +87,7 @@ class Store:
             if row is None:
                 values = (key, json.dumps(recipe.to_json()), str(recipe), "running")
                 self._db.execute(
-                    "INSERT INTO trials (number, key, recipe, words, state) "
-                    "SELECT coalesce(max(number), -1) + 1, ?, ?, ?, ? FROM trials",
+                    "INSERT INTO trials (number, key, recipe, words, state) SELECT coalesce(max(number), -1) + 1, ?, ?, ?, ? FROM trials",
                     values,
                 )
         return next(t for t in self.trials() if t.recipe == recipe.to_json())

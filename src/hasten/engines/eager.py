@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _LOAD = """\
 import pickle, torch
+from torch.utils._pytree import tree_leaves
 
 def load(folder):
     torch.set_num_threads({threads})
     network = pickle.load(open(f"{{folder}}/network.pkl", "rb"))
     @torch.inference_mode()
     def run(*inputs):
-        out = network(*({input} for x in inputs))
-        return tuple({output} for o in (out if isinstance(out, (tuple, list)) else (out,)))
+        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))))
     return run
 """
 

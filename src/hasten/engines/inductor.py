@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Profile, Space
 from hasten.engines import settings
@@ -16,14 +15,14 @@ from hasten.engines.settings import Precision
 # `options={"freezing": True}` does not freeze in torch 2.13; the flag must be set before the first call.
 _LOAD = """\
 import torch, torch._inductor.config
+from torch.utils._pytree import tree_leaves
 
 def load(folder):
     torch.set_num_threads({threads}); torch._inductor.config.freezing = True
     network = torch.compile(torch.export.load(f"{{folder}}/model.pt2").module())
     @torch.inference_mode()
     def run(*inputs):
-        out = network(*({input} for x in inputs))
-        return tuple({output} for o in (out if isinstance(out, (tuple, list)) else (out,)))
+        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))))
     return run
 """
 
@@ -71,15 +70,10 @@ class TorchCompile:
 
     def pack(self, network: Network, folder: Path) -> None:
         """Writes `model.pt2` and `load.py`. Raises Unsupported where torch.export cannot follow the module."""
-        from hasten.load.lower import export_program
-
-        module = to_format(network.module, self.precision)
-        example = network if self.precision == "fp32" else network.with_body(module)
-        try:
-            program = export_program(example.with_body(module))
-        except Exception as why:
-            raise Unsupported(f"torch.export cannot follow this module: {str(why).splitlines()[0][:200]}") from why
         import torch
 
+        from hasten.load.program import export_program
+
+        program = export_program(network.with_body(to_format(network.module, self.precision)))
         torch.export.save(program, folder / "model.pt2")
         (folder / "load.py").write_text(fill(_LOAD, self.threads, self.precision))

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -32,6 +30,7 @@ import numpy as np
 
 from hasten.core.data import Array, Provenance, Sealed, View, Views
 from hasten.core.errors import DataRefused, StorageError
+from hasten.core.folder import new_folder, storage
 from hasten.load.data import Loaded, read
 from hasten.load.examples import listed
 from hasten.load.units import Units, content_digests
@@ -154,38 +153,26 @@ def enough(max_drop: float, confidence: float) -> int | None:
     return math.ceil(2 * (NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(0.92)) ** 2 / max_drop)
 
 
-def seal(cut: Cut, folder: Path) -> Views:
-    """Writes the cut below `folder`/views, whole or not at all, and gives it back with *prove* sealed, the arrays on disk.
+def seal(cut: Cut, run: Path) -> Views:
+    """Writes the cut as `run`/views, whole or not at all, and gives it back with *prove* sealed, the arrays on disk.
+
+    Views that an interrupted run left there are replaced.
 
     Raises:
-        StorageError: the disk refused, or `folder` holds views already.
+        StorageError: the disk refused.
     """
-    final, partial = folder / "views", folder / f"views.partial-{os.getpid()}"
-    if final.exists():
-        raise StorageError(f"{final} must not exist yet; reopen it, or start in a new run folder")
-    facts = {
-        "provenance": cut.provenance,
-        "notes": list(cut.notes),
-        "prove": {"size": len(cut.prove), "fingerprint": cut.prove.fingerprint()},
-    }
-    try:
-        for stale in folder.glob("views.partial-*"):
-            shutil.rmtree(stale)
+    prove = {"size": len(cut.prove), "fingerprint": cut.prove.fingerprint()}
+    facts = {"provenance": cut.provenance, "notes": list(cut.notes), "prove": prove}
+    with storage(run), new_folder(run / "views") as fresh:
         for part in _PARTS:
-            getattr(cut, part).save(partial / part)
-        (partial / "cut.json").write_text(json.dumps(facts))
-        _to_disk(partial)
-        partial.rename(final)
-        _to_disk(folder, deep=False)
-    except OSError as why:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(f"cannot write the data to {final}: {why}; free some space or choose another run folder") from why
-    return reopen(folder)
+            getattr(cut, part).save(fresh / part)
+        (fresh / "cut.json").write_text(json.dumps(facts))
+    return reopen(run)
 
 
-def reopen(folder: Path) -> Views:
+def reopen(run: Path) -> Views:
     """The views that `seal` wrote. Raises StorageError where they are missing or damaged."""
-    home, facts = folder / "views", _facts(folder)
+    home, facts = run / "views", _facts(run)
     size, fingerprint = facts["prove"]["size"], facts["prove"]["fingerprint"]
 
     def read_prove() -> View:
@@ -199,9 +186,9 @@ def reopen(folder: Path) -> Views:
     return Views(train=train, calibrate=calibrate, select=select, prove=prove, provenance=facts["provenance"])
 
 
-def notes(folder: Path) -> tuple[str, ...]:
+def notes(run: Path) -> tuple[str, ...]:
     """The notes of the cut that `seal` wrote."""
-    return tuple(_facts(folder)["notes"])
+    return tuple(_facts(run)["notes"])
 
 
 def _check_parts(units: Units, wanted: int) -> None:
@@ -275,8 +262,8 @@ def _points(share: float) -> str:
     return "1 point" if share == 0.01 else f"{100 * share:.4g} points"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / "views" / "cut.json"
+def _facts(run: Path) -> dict[str, Any]:
+    path = run / "views" / "cut.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
         if not (
@@ -286,13 +273,3 @@ def _facts(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as why:
         raise StorageError(f"cannot read {path}: {why}; start again in a new run folder") from why
     return facts
-
-
-def _to_disk(folder: Path, *, deep: bool = True) -> None:
-    """Returns when the folder and, if `deep`, all below it have reached the disk."""
-    for path in [folder, *(folder.rglob("*") if deep else ())]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Values = np.ndarray[Any, Any]
+from hasten.core.data import Array
+
 RESAMPLES = 4000
-JACKKNIFE_GROUPS = 1000
-_DRAWS_AT_ONCE = 4_000_000
+_GROUPS = 20_000
+_JACKKNIFE_GROUPS = 1000
+_DRAWS_AT_ONCE = 500_000
 
 
 class Ratio(NamedTuple):
@@ -27,11 +29,6 @@ class Ratio(NamedTuple):
     value: float
     low: float
     high: float
-
-    @property
-    def half_width(self) -> float:
-        """How far the interval reaches from the value, as a share of it: √(high/low) − 1."""
-        return math.sqrt(self.high / self.low) - 1
 
 
 def tango_upper(lost: int, won: int, n: int, *, confidence: float) -> float:
@@ -94,9 +91,7 @@ def clopper_pearson_upper(successes: int, n: int, *, confidence: float) -> float
     return 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, confidence))
 
 
-def mean_upper(
-    base: Values, new: Values, *, confidence: float, seed: int, ceiling: float | None = None, resamples: int = RESAMPLES
-) -> float:
+def mean_upper(base: Array, new: Array, *, confidence: float, seed: int, ceiling: float | None = None, resamples: int = RESAMPLES) -> float:
     """Upper bound of mean(base − new) for paired per-example scores: the larger of BCa and Gaffke's bound.
 
     BCa alone knows only losses that it has seen: with skewed losses it misses two to three times as often as it says,
@@ -107,10 +102,7 @@ def mean_upper(
         confidence: in (0.5, 1).
         ceiling: the most that one example can lose: 1 for a score in [0, 1]; None where scores have no bound. Then it is
             twice the largest difference seen; and where fewer than ten examples differ at all, so that the sample tells
-            little of what a difference costs, at least the range of the scores.
-
-    Returns:
-        The bound; infinite where nothing gives a scale (no bound known, all scores equal).
+            little of what a difference costs, at least the range of the scores (their size where they are all equal).
 
     Raises:
         ValueError: on NaN, fewer than two examples, or a difference above the ceiling.
@@ -122,29 +114,31 @@ def mean_upper(
     return max(guard, bca_upper(base, new, confidence=confidence, seed=seed, resamples=resamples))
 
 
-def gaffke_upper(differences: Values, *, ceiling: float, confidence: float, seed: int, resamples: int = RESAMPLES) -> float:
-    """Upper bound of the mean of values that never exceed `ceiling`: the quantile of Σ wᵢdᵢ + w₀·ceiling, w ~ Dirichlet(1, …, 1).
+def gaffke_upper(differences: Array, *, ceiling: float, confidence: float, seed: int, resamples: int = RESAMPLES) -> float:
+    """Upper bound of the mean of values that never exceed `ceiling`, with no other assumption on their distribution.
 
-    No other assumption on the distribution. For 0/1 losses it equals the exact Clopper–Pearson bound, for n zeros
-    ceiling · (1 − α^(1/n)). Its level is proved for some families and has no known exception.
+    The `confidence` quantile of Σ wᵢdᵢ + w₀·ceiling, w ~ Dirichlet(1, …, 1). For 0/1 losses it is the exact
+    Clopper–Pearson bound, for n zeros ceiling · (1 − α^(1/n)). Its level is proved for some families and has no known exception.
 
     Args:
         differences: (n,), finite, none above the ceiling.
-        ceiling: the largest value possible; infinite gives infinity.
+        ceiling: the largest value possible.
+
+    Raises:
+        ValueError: on NaN, or a ceiling that does not hold.
 
     N. Gaffke, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable",
     Mathematical Methods of Statistics 14:451–467 (2005); M. Phan, P. Thomas, E. Learned-Miller, "Towards practical mean
     bounds for small samples", ICML 2021, arXiv 2106.03163.
     """
     _check_confidence(confidence)
-    top, scale = float(differences.max()), float(np.abs(differences).max())
-    if top > ceiling * (1 + 1e-9):
-        raise ValueError(f"no difference may exceed the ceiling {ceiling}, got {top}; pass a ceiling that holds")
-    if not (ceiling > 0 and math.isfinite(ceiling)):
-        return math.inf if ceiling > 0 else float(differences.mean())
-    scale = max(scale, ceiling)
-    values = (np.append(differences, ceiling) / scale).astype(np.float32)
+    differences = np.asarray(differences, dtype=float)
+    largest = float(differences.max())
+    if not largest <= ceiling * (1 + 1e-9) < math.inf:
+        raise ValueError(f"the ceiling must be finite and no difference above it, got {ceiling} and a difference of {largest}")
+    scale = max(float(np.abs(differences).max()), abs(ceiling)) or 1.0
     rng = np.random.default_rng(seed)
+    values = (np.append(_pooled(differences, rng), ceiling) / scale).astype(np.float32)
     means = np.empty(resamples)
     for rows in _chunks(resamples, len(values)):
         weights = rng.standard_exponential((rows.stop - rows.start, len(values)), dtype=np.float32)
@@ -152,7 +146,7 @@ def gaffke_upper(differences: Values, *, ceiling: float, confidence: float, seed
     return float(np.quantile(means, confidence)) * scale
 
 
-def bca_upper(base: Values, new: Values, *, confidence: float, seed: int, resamples: int = RESAMPLES) -> float:
+def bca_upper(base: Array, new: Array, *, confidence: float, seed: int, resamples: int = RESAMPLES) -> float:
     """Upper bound of mean(base − new) by the paired BCa bootstrap.
 
     The mean over examples drawn with replacement, at the quantile Φ(z₀ + (z₀ + z) / (1 − a(z₀ + z))): z₀ corrects the bias,
@@ -167,10 +161,10 @@ def bca_upper(base: Values, new: Values, *, confidence: float, seed: int, resamp
     _check_confidence(confidence)
     differences = _differences(base, new)
     mean = float(differences.mean())
-    errors = differences - mean
     if np.ptp(differences) == 0:
         return mean
     rng = np.random.default_rng(seed)
+    errors = _pooled(differences, rng) - mean
     n = len(errors)
     index_type = np.uint16 if n <= 2**16 else np.uint32
     means = np.empty(resamples)
@@ -180,17 +174,23 @@ def bca_upper(base: Values, new: Values, *, confidence: float, seed: int, resamp
 
 
 def bca_upper_of(
-    statistic: Callable[[Values], float], n: int, *, confidence: float, seed: int, ceiling: float, resamples: int = RESAMPLES
+    statistic: Callable[[Array], float],
+    n: int,
+    *,
+    confidence: float,
+    seed: int,
+    ceiling: float | None = None,
+    resamples: int = RESAMPLES,
 ) -> float:
-    """Upper bound of a drop that is a function of the whole set (F1, AUC): the larger of BCa and Gaffke's bound.
+    """Upper bound of a drop that is a function of the whole set (F1, AUC), by the BCa bootstrap over examples.
 
-    BCa as in `bca_upper`, with the acceleration from the jackknife (in 1,000 groups at most). Gaffke's bound is taken of
-    the jackknife's pseudo-values. Resamples where the statistic is NaN (a class is missing) are left out.
+    As `bca_upper`, with the acceleration from the jackknife (in 1,000 groups at most). With a ceiling, it is at least
+    Gaffke's bound of the jackknife's pseudo-values. Resamples where the statistic is NaN (a class is missing) are left out.
 
     Args:
         statistic: the drop on the examples at an index array; NaN where it is undefined.
         n: number of examples, >= 2.
-        ceiling: the most that one example can add to the drop, times n.
+        ceiling: the most that one example can add to the drop, times n; None trusts that what was not seen does not matter.
 
     Returns:
         The bound; infinite if more than one resample in twenty is undefined.
@@ -203,23 +203,21 @@ def bca_upper_of(
     if not math.isfinite(estimate):
         raise ValueError(f"the statistic must be finite on the whole set, got {estimate}")
     rng = np.random.default_rng(seed)
-    groups = np.array_split(rng.permutation(n), min(n, JACKKNIFE_GROUPS))
+    groups = np.array_split(rng.permutation(n), min(n, _JACKKNIFE_GROUPS))
     without = np.array([statistic(np.delete(everything, group)) for group in groups])
     draws = np.array([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
     if np.isnan(draws).mean() > 0.05:
         return math.inf
-    influence = _influence(without, estimate, groups)
-    size = n / len(groups)
-    per_group = min(ceiling, math.inf) / size + float(influence.max()) * (1 - 1 / size)
-    guard = gaffke_upper(
-        influence, ceiling=max(per_group, float(influence.max())), confidence=confidence, seed=seed, resamples=resamples
-    )
     draws = draws[~np.isnan(draws)]
-    bound = _bca_quantile(draws, estimate, influence, confidence) if np.ptp(draws) else float(draws[0])
-    return max(bound, estimate + guard)
+    influence = _influence(without, estimate, groups)
+    bound = _bca_quantile(draws, estimate, influence, confidence)
+    if ceiling is None:
+        return bound
+    top = max(ceiling * len(groups) / n, float(influence.max()))
+    return max(bound, estimate + gaffke_upper(influence, ceiling=top, confidence=confidence, seed=seed, resamples=resamples))
 
 
-def ratio_interval(log_ratios: Values, *, confidence: float = 0.95) -> Ratio:
+def ratio_interval(log_ratios: Array, *, confidence: float = 0.95) -> Ratio:
     """The ratio exp(mean) with its t-interval, from the logarithms of one ratio for each pair of launches.
 
     Args:
@@ -230,16 +228,19 @@ def ratio_interval(log_ratios: Values, *, confidence: float = 0.95) -> Ratio:
     >>> round(ratio.value, 2), round(ratio.low, 2), round(ratio.high, 2)
     (2.0, 1.87, 2.13)
     """
+    logs, reach = _logs(log_ratios), half_width(log_ratios, confidence=confidence)
+    value = math.exp(logs.mean())
+    return Ratio(value, value / (1 + reach), value * (1 + reach))
+
+
+def half_width(log_ratios: Array, *, confidence: float = 0.95) -> float:
+    """How far `ratio_interval` reaches above its value, as a share of it: exp(t · s / √pairs) − 1."""
     from scipy.special import stdtrit
 
-    logs = np.asarray(log_ratios, dtype=float)
-    if logs.ndim != 1 or len(logs) < 2 or not np.isfinite(logs).all():
-        raise ValueError(f"log_ratios must be at least 2 finite numbers, one for each pair of launches, got {logs.tolist()}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    mean = float(logs.mean())
-    reach = float(stdtrit(len(logs) - 1, (1 + confidence) / 2) * logs.std(ddof=1) / math.sqrt(len(logs)))
-    return Ratio(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+    logs = _logs(log_ratios)
+    return math.expm1(stdtrit(len(logs) - 1, (1 + confidence) / 2) * logs.std(ddof=1) / math.sqrt(len(logs)))
 
 
 def fewest(max_drop: float, confidence: float) -> int | None:
@@ -273,9 +274,7 @@ def enough(lost_share: float, won_share: float, max_drop: float, *, confidence: 
     return math.ceil((reach / (max_drop - drop)) ** 2 - 1e-9)
 
 
-def enough_by_spread(
-    estimate: float, upper: float, n: int, max_drop: float, *, confidence: float, power: float = 0.9
-) -> int | None:
+def enough_by_spread(estimate: float, upper: float, n: int, max_drop: float, *, confidence: float, power: float = 0.9) -> int | None:
     """As `enough` for any other score: from the estimate and its bound on n examples, whose distance shrinks with √n."""
     if estimate >= max_drop or not math.isfinite(upper):
         return None
@@ -284,7 +283,7 @@ def enough_by_spread(
 
 
 def _constrained(lost: float, won: float, n: float, drop: float) -> float:
-    """The maximum-likelihood p(won), given counts and p(lost) − p(won) = drop >= −won/n: the root of 2nq² + Bq − won·drop(1 − drop)."""
+    """The maximum-likelihood p(won) given p(lost) − p(won) = drop: the larger root of 2nq² + bq + c."""
     b = (2 * n - lost + won) * drop - lost - won
     c = -won * drop * (1 - drop)
     root = math.sqrt(max(b * b - 8 * n * c, 0.0))
@@ -292,7 +291,7 @@ def _constrained(lost: float, won: float, n: float, drop: float) -> float:
     return max(q, 0.0, -drop)
 
 
-def _bca_quantile(draws: Values, estimate: float, influence: Values, confidence: float) -> float:
+def _bca_quantile(draws: Array, estimate: float, influence: Array, confidence: float) -> float:
     from scipy.special import ndtr, ndtri
 
     below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
@@ -304,33 +303,49 @@ def _bca_quantile(draws: Values, estimate: float, influence: Values, confidence:
     return float(np.quantile(draws, level))
 
 
-def _influence(without: Values, estimate: float, groups: list[Values]) -> Values:
+def _influence(without: Array, estimate: float, groups: list[Array]) -> Array:
     """What each group adds to the statistic, as a mean over its examples, centred: the jackknife's pseudo-values."""
     n = sum(len(g) for g in groups)
     share = np.array([(n - len(g)) / len(g) for g in groups])
-    pseudo = np.where(np.isnan(without), 0.0, share * (estimate - without))
-    return pseudo - pseudo.mean()
+    pseudo: Array = np.where(np.isnan(without), 0.0, share * (estimate - without))
+    return np.asarray(pseudo - pseudo.mean())
 
 
-def _observed_ceiling(base: Values, new: Values) -> float:
+def _observed_ceiling(base: Array, new: Array) -> float:
     difference = np.abs(base - new)
     ceiling = 2 * float(difference.max())
     if (difference > 0).sum() < 10:
         both = np.concatenate([base, new])
-        ceiling = max(ceiling, float(np.ptp(both))) or math.inf
+        ceiling = max(ceiling, float(np.ptp(both))) or float(np.abs(both).max()) or 1.0
     return ceiling
 
 
-def _differences(base: Values, new: Values) -> Values:
+def _differences(base: Array, new: Array) -> Array:
     base, new = np.asarray(base, dtype=float), np.asarray(new, dtype=float)
     if base.ndim != 1 or base.shape != new.shape:
         raise ValueError(f"base and new must be (n,) scores of the same examples, got shapes {base.shape} and {new.shape}")
     if len(base) < 2:
         raise ValueError(f"a bootstrap needs at least 2 examples, got {len(base)}")
-    difference = base - new
+    difference: Array = base - new
     if not np.isfinite(difference).all():
         raise ValueError(f"scores must be finite, got {int((~np.isfinite(difference)).sum())} NaN or infinite differences")
     return difference
+
+
+def _logs(log_ratios: Array) -> Array:
+    logs = np.asarray(log_ratios, dtype=float)
+    if logs.ndim != 1 or len(logs) < 2 or not np.isfinite(logs).all():
+        raise ValueError(f"log_ratios must be at least 2 finite numbers, one for each pair of launches, got {logs.tolist()}")
+    return logs
+
+
+def _pooled(differences: Array, rng: np.random.Generator) -> Array:
+    """At most 20,000 values with the same mean: averages of random groups, which keep variance and skewness of the mean."""
+    n = len(differences)
+    if n <= _GROUPS:
+        return differences
+    starts = np.arange(_GROUPS) * n // _GROUPS
+    return np.asarray(np.add.reduceat(rng.permutation(differences), starts)) * (_GROUPS / n)
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:

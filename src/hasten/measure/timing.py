@@ -47,7 +47,7 @@ class Protocol:
     Args:
         fewest: rounds of fresh launches at least.
         most: rounds at most; fewer once every interval's half-width is at most `half_width`.
-        half_width: of the log ratio, about a share of the ratio.
+        half_width: as a share of the ratio.
         block_ms: time that one block of calls aims at.
         blocks: per contestant, batch size and round; even, so that turns are ABBA.
     """
@@ -98,8 +98,8 @@ class Timing:
 
     def _interval(self, old: int, new: int, at: int) -> Interval:
         logs = np.log(self.medians_ms[:, old, at] / self.medians_ms[:, new, at])
-        value, low, high = statistics.ratio_interval(logs)
-        return Interval(batch=self.batches[at], value=value, low=low, high=high, launches=len(logs))
+        ratio = statistics.ratio_interval(logs)
+        return Interval(batch=self.batches[at], value=ratio.value, low=ratio.low, high=ratio.high, launches=len(logs))
 
 
 def race(
@@ -225,7 +225,7 @@ def _narrow(rounds: Sequence[_Round], half_width: float) -> bool:
     last = max(who for who, _ in keys)
     for who, at in keys:
         logs = np.array([np.log(r.median(who, at) / r.median(last, at)) for r in rounds])
-        if who != last and statistics.half_width(logs) > half_width:
+        if who != last and statistics.ratio_interval(logs).half_width > half_width:
             return False
     return True
 

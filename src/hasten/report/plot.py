@@ -83,7 +83,7 @@ def pareto_plot(report: Report) -> Plot | None:
     dots = sorted((_dot(report, row, across(row.speedup or 1.0), down(row.drop or 0.0), deepest) for row in rows), key=_depth)
     return Plot(
         dots=tuple(dots),
-        labels=tuple(_labels(dots, rows, _captions(report, down(limit), across(1.0), deepest if band else None))),
+        labels=tuple(_labels(dots, _captions(report, down(limit), across(1.0), deepest if band else None))),
         across=tuple((across(tick), f"{tick:g}×") for tick in _spaced(across)),
         down=tuple((down(tick), _tick(tick, share)) for tick in _steps(low, high)),
         front=" ".join(f"{d.x},{d.y}" for d in sorted(dots, key=lambda d: d.x) if _on_front(report, d) and not d.beyond),
@@ -145,9 +145,7 @@ def _tick(drop: float, share: bool) -> str:
 
 def _dot(report: Report, row: facts.Row, x: float, y: float, deepest: float) -> Dot:
     share = text.is_share(report.score_name)
-    title = (
-        f"trial {row.trial.number}: {row.trial.words}\n{text.ratio(row.speedup or 0)}, drop {text.drop(row.drop, share=share)}"
-    )
+    title = f"trial {row.trial.number}: {row.trial.words}\n{text.ratio(row.speedup or 0)}, drop {text.drop(row.drop, share=share)}"
     return Dot(trial=row.trial.number, x=x, y=y, kind=_kind(report, row), beyond=(row.drop or 0) > deepest, title=title)
 
 
@@ -185,17 +183,16 @@ def _captions(report: Report, limit_y: float, one_x: float, deepest: float | Non
     return captions
 
 
-def _labels(dots: list[Dot], rows: list[facts.Row], captions: list[list[Label]]) -> Iterable[Label]:
+def _labels(dots: list[Dot], captions: list[list[Label]]) -> Iterable[Label]:
     """Captions, then names beside the dots that matter, the chosen one first.
 
     A label that finds no free place is left to its tooltip; the limit and the chosen one are always named.
     """
-    speedups = {row.trial.number: row.speedup or 0.0 for row in rows}
     taken: list[Box] = [(d.x - RADIUS, d.y - RADIUS, d.x + RADIUS, d.y + RADIUS) for d in dots]
     named: list[list[Label]] = [*captions]
     for dot in reversed(dots):
         names: dict[Kind, str] = {
-            "chosen": f"chosen {text.ratio(speedups[dot.trial])}",
+            "chosen": "chosen",
             "given": facts.AS_GIVEN,
             "plain": facts.BEST_PLAIN,
             "front": f"#{dot.trial}",

@@ -98,9 +98,7 @@ def _over_plain(interval: Interval) -> str:
 
 def _other_batches(report: Report, chosen: Chosen) -> str:
     others = tuple(
-        f"{_brief(interval)} at batch {interval.batch}"
-        for interval in chosen.speedup
-        if interval.batch != facts.headline_batch(report)
+        f"{_brief(interval)} at batch {interval.batch}" for interval in chosen.speedup if interval.batch != facts.headline_batch(report)
     )
     return f", {text.listed(others)}" if others else ""
 
@@ -131,9 +129,7 @@ def _drop(report: Report, bound: Bound, share: bool) -> str:
     if report.verdict == "equal":
         return f"outputs equal ({n})"
     if report.verdict == "kept":
-        return (
-            f"drop at most {text.drop(bound.upper, share=share, at_most=True)} ({text.percent(report.limit.confidence)}, {n})"
-        )
+        return f"drop at most {text.drop(bound.upper, share=share, at_most=True)} ({text.percent(report.limit.confidence)}, {n})"
     return f"estimated drop {text.drop(bound.value, share=share)} ({n})"
 
 

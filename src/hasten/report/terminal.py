@@ -61,9 +61,7 @@ def _shortened(table: tables.Table) -> tables.Table:
     if missing <= 0:
         return table
     name = f"{table.name} ({missing:,} more are in the page and in report.json)"
-    return tables.Table(
-        name=name, headings=table.headings, lines=tuple(table.lines[i] for i in sorted(kept)), figures=table.figures
-    )
+    return tables.Table(name=name, headings=table.headings, lines=tuple(table.lines[i] for i in sorted(kept)), figures=table.figures)
 
 
 def _table(console: Console, table: tables.Table, *, without: tuple[int, ...] = ()) -> None:

@@ -122,9 +122,7 @@ class Bench:
         values = self.score.per_example(outputs, target)
         return Baseline(outputs=outputs, target=target, values=values, score=self.score.value(outputs, target))
 
-    def _compare(
-        self, outputs: Arrays, latency: tuple[Latency, ...], package: Path, peak: int, facts: dict[str, Any]
-    ) -> Measurement:
+    def _compare(self, outputs: Arrays, latency: tuple[Latency, ...], package: Path, peak: int, facts: dict[str, Any]) -> Measurement:
         base = self.baseline
         assert base is not None
         check_alike(base.outputs, outputs)

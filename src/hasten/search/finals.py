@@ -117,9 +117,7 @@ class Proof:
     outputs: dict[int, Arrays]
 
 
-def prove(
-    bench: Bench, sealed: Sealed, original: Trial, plain: Trial, frozen: Sequence[Trial], progress: Progress | None = None
-) -> Proof:
+def prove(bench: Bench, sealed: Sealed, original: Trial, plain: Trial, frozen: Sequence[Trial], progress: Progress | None = None) -> Proof:
     """Opens *prove* once and tests the frozen candidates in turn, in their final engines.
 
     The best plain engine is held against the original first and by itself: that its outputs are equal is no estimate.

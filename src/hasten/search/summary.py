@@ -81,7 +81,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         verdict=final.verdict if final and final.chosen else None,
         sentence="",
         limit=Limit.from_json(settings["limit"]),
-        score_name=task.get("score", "score"),
+        score_name=task.get("score_name", "score"),
         provenance=task.get("provenance", "unknown"),
         examples=task.get("examples", {}),
         baselines=final.baselines if final else _ranking_baseline(trials),
@@ -113,11 +113,7 @@ def pareto(trials: Sequence[Trial], batch: int) -> tuple[ParetoPoint, ...]:
     if not ran:
         return ()
     base = ran[0].measurement.at(batch).p50_ms  # type: ignore[union-attr]
-    points = [
-        ParetoPoint(trial=t.number, speedup=base / m.at(batch).p50_ms, score_drop=m.score_drop)
-        for t in ran
-        if (m := t.measurement)
-    ]
+    points = [ParetoPoint(trial=t.number, speedup=base / m.at(batch).p50_ms, score_drop=m.score_drop) for t in ran if (m := t.measurement)]
     points.sort(key=lambda p: (-p.speedup, p.score_drop))
     front: list[ParetoPoint] = []
     for point in points:
@@ -203,9 +199,7 @@ def class_changes(score: Score, proof: Proof, number: int, task: Mapping[str, An
     for label in np.unique(labels):
         rows = labels == label
         name = names[label] if label < len(names) else str(label)
-        found.append(
-            ClassChange(name=name, n=int(rows.sum()), before=float(before[rows].mean()), after=float(after[rows].mean()))
-        )
+        found.append(ClassChange(name=name, n=int(rows.sum()), before=float(before[rows].mean()), after=float(after[rows].mean())))
     return tuple(found)
 
 

@@ -88,6 +88,4 @@ class Watch:
         return remaining * self._spent_s / self._ended + self.finals_s
 
     def _tell(self, words: str, left_s: float | None, trial: Trial | None = None) -> None:
-        self.watcher(
-            Event(stage=self._stage, words=words, elapsed_s=self.elapsed_s(), left_s=left_s, best=self.best, trial=trial)
-        )
+        self.watcher(Event(stage=self._stage, words=words, elapsed_s=self.elapsed_s(), left_s=left_s, best=self.best, trial=trial))

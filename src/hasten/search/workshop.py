@@ -112,26 +112,26 @@ def _make(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, pac
 
 _LOAD_PT2 = """\
 import torch
+from torch.utils._pytree import tree_leaves
 
 def load(folder):
     network = torch.export.load(f"{folder}/model.pt2").module()
     @torch.inference_mode()
     def run(*inputs):
-        out = network(*map(torch.from_numpy, inputs))
-        return tuple(o.numpy() for o in (out if isinstance(out, (tuple, list)) else (out,)))
+        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))))
     return run
 """
 
 
 def _ship(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, into: str) -> bool:
     del pickled, loss, seed
-    from hasten.load import lower
+    from hasten.load.program import export_program
 
     original = _original(run)
     if original.kind == "graph":
         return False
     try:
-        program = lower.export_program(original)
+        program = export_program(original)
     except HastenError:
         return False
     import torch

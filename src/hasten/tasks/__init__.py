@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from hasten.core.errors import UsageError
-from hasten.tasks.images import TaskData, digits, fashion_mnist, mnist5k
+from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["TaskData", "load", "names"]
+from hasten.core.errors import BackendMissing, UsageError
+from hasten.tasks import images
+from hasten.tasks.images import TaskData
 
-_TASKS = {"digits": digits, "fashion_mnist": fashion_mnist, "mnist5k": mnist5k}
+__all__ = ["TaskData", "load", "missing", "names"]
+
+_TASKS: dict[str, tuple[Callable[[], Path], Callable[[Path], TaskData]]] = {
+    "digits": (images.find_digits, images.digits),
+    "fashion_mnist": (images.find_fashion_mnist, images.fashion_mnist),
+    "mnist5k": (images.find_mnist5k, images.mnist5k),
+}
 
 
 def names() -> tuple[str, ...]:
@@ -20,12 +28,28 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> TaskData:
-    """Reads a task from where its package has put it.
+    """Reads a task from where its package has put it. In the name `-` and `_` are the same.
 
     Raises:
         UsageError: there is no such task.
         BackendMissing: its data is not on this machine; the message names the one command that installs it.
     """
-    if name not in _TASKS:
+    find, read = _task(name)
+    return read(find())
+
+
+def missing(name: str) -> str | None:
+    """None if the data of the task is on this machine, else what is missing and the command that installs it."""
+    find, _ = _task(name)
+    try:
+        find()
+    except BackendMissing as why:
+        return str(why)
+    return None
+
+
+def _task(name: str) -> tuple[Callable[[], Path], Callable[[Path], TaskData]]:
+    found = _TASKS.get(name.replace("-", "_"))
+    if found is None:
         raise UsageError(f"expected one of the tasks {', '.join(_TASKS)}, got {name!r}")
-    return _TASKS[name]()
+    return found

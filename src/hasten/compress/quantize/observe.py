@@ -23,9 +23,7 @@ _BINS = 2048
 _TAIL = 1e-4  # share of the values that "percentile" cuts off, both ends together
 
 
-def observe(
-    model: onnx.ModelProto, tensors: Mapping[str, tuple[str, ...]], view: View, *, observer: str, batch: int
-) -> dict[str, Range]:
+def observe(model: onnx.ModelProto, tensors: Mapping[str, tuple[str, ...]], view: View, *, observer: str, batch: int) -> dict[str, Range]:
     """The range of each key of `tensors`, seen over all tensors in its value.
 
     Args:

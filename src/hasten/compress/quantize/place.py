@@ -16,9 +16,8 @@ from hasten.compress.quantize.wiring import Wiring, attribute
 from hasten.core.recipe import Profile
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_FLOAT_RESULTS = frozenset({"Gemm", "MatMul"})
+_FLOAT_RESULTS = ("Gemm", "MatMul")  # integer products that may hand out floats in every engine
 _ACTIVATIONS = ("Relu", "Clip")
-_MANY_INPUTS = ("Concat",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +27,24 @@ class Placement:
     Args:
         layers: names of the nodes whose weights become integers.
         readers: names of all nodes that read their activations through a pair.
-        scale_of: for each tensor with a pair, the tensor whose scale and zero point it uses.
+        scale_of: for each tensor that holds integers, the one that its scale and zero point are named after.
+        pairs: the tensors that get a pair; the others of `scale_of` are made from such by passing operators.
         whole: the tensors of `scale_of` that exist in integers only, so that every reader reads the pair.
+        unsigned: the names in `scale_of` whose tensors must be uint8 even in an engine that wants symmetric activations:
+            those around a Concat, whose int8 inputs OpenVINO 2026.4 rounds to a wrong step.
     """
 
     layers: tuple[str, ...]
     readers: frozenset[str]
     scale_of: dict[str, str]
+    pairs: tuple[str, ...]
     whole: frozenset[str]
+    unsigned: frozenset[str]
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """For each tensor that lends its scale, the tensors that use it."""
-        lenders = dict.fromkeys(self.scale_of.values())
-        return {lender: tuple(t for t, used in self.scale_of.items() if used == lender) for lender in lenders}
+        """For each name in `scale_of`, the tensors with a pair that share its scale."""
+        names = dict.fromkeys(self.scale_of.values())
+        return {name: tuple(t for t in self.pairs if self.scale_of[t] == name) for name in names}
 
 
 def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Placement:
@@ -50,11 +54,14 @@ def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Pl
     for layer in layers:
         plan.join(layer)
     plan.spread()
+    joins = [n for n in wiring.nodes if n.op_type == "Concat"]
     return Placement(
         layers=tuple(n.name for n in layers),
         readers=frozenset(plan.members),
-        scale_of={tensor: plan.leader(tensor) for tensor in plan.paired},
+        scale_of={t: plan.leader(t) for t in plan.paired},
+        pairs=tuple(t for t in plan.paired if not (compiles(profile) and plan.carried(t))),
         whole=frozenset(t for t in plan.paired if plan.made_in_integers(t)),
+        unsigned=frozenset(plan.leader(t) for n in joins for t in (*n.input, *n.output) if t in plan.paired),
     )
 
 
@@ -84,13 +91,14 @@ def _one_per_channel(wiring: Wiring, node: NodeProto, bias: str) -> bool:
     return value is not None and value.size in (1, channels(wiring, node))
 
 
-def float_results(profile: Profile) -> frozenset[str]:
-    """The integer operators that may hand out floats; behind the others the engine needs a pair too.
+def compiles(profile: Profile) -> bool:
+    """Whether the engine reads a pair as the range of a value and finds the integer kernels itself.
 
-    Engines that want symmetric activations (OpenVINO, TensorRT) compile an operator with whatever follows it and read a pair
-    as a range at an input. The others replace a node by its integer kernel, which writes integers, products excepted.
+    Such engines (OpenVINO, TensorRT) want symmetric activations, and each range once: an operator may hand out floats, and
+    behind a passing operator a second pair would only be in the way. The others (ONNX Runtime) replace a node between pairs by its integer kernel, so that all but products need a pair behind
+    them, and passing operators need one on both sides.
     """
-    return profile.integer_ops if profile.symmetric_activations else _FLOAT_RESULTS
+    return profile.symmetric_activations
 
 
 @dataclass(kw_only=True)
@@ -113,7 +121,7 @@ class _Plan:
         activations = node.input[:1] if is_layer(self.wiring, node) else node.input
         for tensor in activations:
             self.paired[tensor] = None
-        if node.op_type not in float_results(self.profile):
+        if not compiles(self.profile) and node.op_type not in _FLOAT_RESULTS:
             self.paired[result] = None
 
     def spread(self) -> None:
@@ -132,6 +140,10 @@ class _Plan:
     def made_in_integers(self, tensor: str) -> bool:
         """Whether an integer operator, or one that carries integers, makes the tensor."""
         return tensor in self.behind
+
+    def carried(self, tensor: str) -> bool:
+        """Whether a passing operator makes the tensor."""
+        return self.made_in_integers(tensor) and self.behind[tensor].op_type in self.profile.passing_ops
 
     def leader(self, tensor: str) -> str:
         """The tensor whose scale this one uses."""
@@ -179,4 +191,4 @@ class _Plan:
 
 
 def _data_inputs(node: NodeProto) -> tuple[str, ...]:
-    return tuple(node.input) if node.op_type in _MANY_INPUTS else (node.input[0],)
+    return tuple(node.input) if node.op_type == "Concat" else (node.input[0],)

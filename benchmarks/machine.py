@@ -1,0 +1,41 @@
+"""What every benchmark shares: its options, and a result that names the machine it was measured on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hasten.measure import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(name: str, measure: Callable[[argparse.Namespace], dict[str, Any]], show: Callable[[dict[str, Any]], None]) -> None:
+    """Parses --quick, --json and --save, measures, prints, and writes `results/NAME.json` if asked."""
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("--quick", action="store_true", help="at most a minute, fewer repetitions")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{name}.json")
+    options = parser.parse_args()
+    start = time.time()
+    found = measure(options)
+    found |= {
+        "quick": options.quick,
+        "seconds": round(time.time() - start, 1),
+        "environment": machine.environment(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    show(found)
+    where = found["environment"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    print(f"\n{where['cpu']}, {where['cores']} cores, {', '.join(where['flags'])}; {versions}; {found['seconds']:.0f} s")

@@ -1,0 +1,148 @@
+"""Module → graph: lowering to ONNX, checked by running both."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as tree
+
+from hasten.core.errors import Unsupported
+from hasten.core.network import Arrays, Network
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18  # what torch's exporter writes natively; every later one is its conversion
+TOLERANCE = 1e-4
+
+
+def lower(network: Network) -> Network:
+    """The network as an ONNX graph of operator set 18 that takes any batch size, or the one that the network is fixed to.
+
+    Inputs are called x, or x0, x1, …; outputs y, or y0, y1, …. The weights lie inside the model. The graph is run by ONNX
+    Runtime on the example and on another batch size, and must give what the module gives: max |graph − module| ≤
+    1e-4 · max |module| for each output. A network that is a graph already is returned as it is.
+
+    Raises:
+        Unsupported: naming what could not be exported, or the largest difference.
+    """
+    if network.kind == "graph":
+        return network
+    graph = _export(network)
+    for example in _examples(network):
+        _compare(network, graph, example)
+    return network.with_body(graph, kind="graph")
+
+
+def forward(network: Network, inputs: Arrays) -> Arrays:
+    """What the network gives for `inputs`, in this process: torch for a module, ONNX Runtime for a graph. Nested outputs flat."""
+    if network.kind == "graph":
+        return _run(network.graph, inputs)
+    with torch.no_grad():
+        given = network.module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in inputs))
+    return tuple(leaf.numpy() for leaf in tree.tree_leaves(given) if isinstance(leaf, torch.Tensor))
+
+
+def other_batch(example: Arrays) -> Arrays:
+    """The example with one row more: its first row again at the end."""
+    return tuple(np.concatenate([a, a[:1]]) for a in example)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing inside prints, logs or warns."""
+    before = logging.root.manager.disable
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _export(network: Network) -> onnx.ModelProto:
+    count = len(network.example)
+    outputs = len(forward(network, network.example))
+    batch = None if network.fixed_batch else tuple({0: torch.export.Dim("batch")} for _ in range(count))
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                network.module,
+                tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
+                dynamo=True,
+                dynamic_shapes=batch,
+                opset_version=OPSET,
+                input_names=_names("x", count),
+                output_names=_names("y", outputs),
+                verbose=False,
+            )
+            assert program is not None
+            graph: onnx.ModelProto = program.model_proto
+    except Exception as why:  # the exporter raises whatever its parts raise
+        raise Unsupported(f"this network cannot be exported to ONNX: {reason(why)}") from why
+    if size := graph.ByteSize() > 2**31 - 1:
+        raise Unsupported(f"the exported ONNX model must stay below 2 GB to hold its weights, got {size / 1e9:.1f} GB")
+    # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
+    del graph.graph.value_info[:]
+    return graph
+
+
+def _names(letter: str, count: int) -> list[str]:
+    return [letter] if count == 1 else [f"{letter}{i}" for i in range(count)]
+
+
+def reason(why: BaseException) -> str:
+    """The first telling line of the innermost error."""
+    while why.__cause__ is not None:
+        why = why.__cause__
+    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+    return f"{type(why).__name__}: {lines[0][:300]}" if lines else type(why).__name__
+
+
+def _examples(network: Network) -> list[Arrays]:
+    if network.fixed_batch:
+        return [network.example]
+    return [network.example, tuple(a[:1] for a in network.example), other_batch(network.example)]
+
+
+def _compare(network: Network, graph: onnx.ModelProto, example: Arrays) -> None:
+    expected = forward(network, example)
+    try:
+        given = _run(graph, example)
+    except Exception as why:  # onnxruntime's errors share no base class
+        raise Unsupported(f"ONNX Runtime cannot run the exported network on {len(example[0])} rows: {reason(why)}") from why
+    for i, (a, b) in enumerate(zip(expected, given, strict=True)):
+        if a.shape != b.shape:
+            raise Unsupported(f"output {i} of the exported graph must have the module's shape {a.shape}, got {b.shape}")
+        difference = relative_difference(a, b)
+        if not difference <= TOLERANCE:
+            raise Unsupported(
+                f"output {i} of the exported graph must equal the module's to {TOLERANCE}, differs by {difference:.3g} of its largest"
+            )
+
+
+def relative_difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """max |a − b| / max |a|; 0 where both are empty or equal."""
+    if a.size == 0 or np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        return 0.0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-30))
+
+
+def _run(graph: onnx.ModelProto, inputs: Arrays) -> Arrays:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
