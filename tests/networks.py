@@ -1,16 +1,23 @@
 """Small seeded networks of every family that hasten treats, each with an example batch. The law tests run over all of them.
 
-BatchNorm statistics and affine parameters are random, so that a fold which forgets one of them is seen.
+BatchNorm statistics and affine parameters are random, so that a fold which forgets one of them is seen; so are all other scales and shifts.
 Shapes: images (batch, 3, 16, 16), sequences (batch, time, features), tokens (batch, time).
 """
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hasten.core.network import Arrays, Network
+from hasten.load.lower import lower, quiet
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -217,15 +224,22 @@ def _built(make: Callable[[], nn.Module], example: Callable[[], tuple[Tensor, ..
         with torch.random.fork_rng():
             torch.manual_seed(0)
             module = make().eval()
-            for layer in module.modules():
-                if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                    nn.init.normal_(layer.running_mean, 0.0, 0.3)
-                    nn.init.uniform_(layer.running_var, 0.5, 2.0)
-                    nn.init.uniform_(layer.weight, 0.5, 1.5)
-                    nn.init.normal_(layer.bias, 0.0, 0.3)
+            with torch.no_grad():
+                _randomise(module)
             return module, example()
 
     return build
+
+
+def _randomise(module: nn.Module) -> None:
+    """Statistics, scales and shifts that are neither 0 nor 1, and differ from layer to layer."""
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    for layer in module.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(layer.running_mean, 0.0, 0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 2.0)
 
 
 def _mlp() -> nn.Module:
@@ -264,3 +278,40 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "two inputs": _built(TwoInputs, lambda: (_images(), torch.randn(4, 6))),
     "two outputs": _built(TwoOutputs, lambda: (_images(),)),
 }
+
+# Exporting takes seconds; these stand for the others in the short run.
+QUICK = ("cnn", "lstm", "two outputs")
+
+
+def network(name: str) -> Network:
+    """One of them, ready for steps."""
+    module, example = NETWORKS[name]()
+    return Network(kind="module", body=module, example=tuple(x.numpy() for x in example))
+
+
+@functools.cache
+def lowered(name: str) -> Network:
+    """Its graph, made once for all tests; do not write on it."""
+    return lower(network(name))
+
+
+@functools.cache
+def program_file(name: str, rows: int | None = None) -> bytes:
+    """Its `.pt2` file, for any batch or exported with `rows` examples."""
+    module, example = NETWORKS[name]()
+    shapes = None if rows else tuple({0: torch.export.Dim.AUTO} for _ in example)
+    file = io.BytesIO()
+    with quiet(), torch.no_grad():
+        torch.export.save(torch.export.export(module, tuple(x[:rows] for x in example), dynamic_shapes=shapes), file)
+    return file.getvalue()
+
+
+def write(path: Path, data: bytes) -> Path:
+    """`path`, with `data` in it."""
+    path.write_bytes(data)
+    return path
+
+
+def equal(a: Arrays, b: Arrays) -> bool:
+    """Whether two networks gave the same, up to 1e-5."""
+    return len(a) == len(b) and all(np.allclose(x, y, atol=1e-5) for x, y in zip(a, b, strict=True))

@@ -240,6 +240,7 @@ unknown = replace(
 )
 slower = replace(
     kept,
+    batch=32,
     batches=(1, 32),
     chosen=chosen(9, (gain(0.86, 0.03), gain(0.62, 0.02, 32)), (gain(0.26, 0.01), gain(0.2, 0.01, 32)), KEPT),
 )

@@ -208,9 +208,7 @@ def test_a_folder_of_images(channels: int, tmp_path: Path) -> None:
     (folder / "a" / ".hidden.png").write_text("no image")
     found = read(folder)
     order = [2, 3, 0, 1, 4]
-    expected = View(
-        inputs=((pixels[order] / np.float32(255)).transpose(0, 3, 1, 2).astype(np.float32),), labels=np.array([0, 0, 1, 1, 2])
-    )
+    expected = View(inputs=((pixels[order] / np.float32(255)).transpose(0, 3, 1, 2).astype(np.float32),), labels=np.array([0, 0, 1, 1, 2]))
     assert found.classes == ("a", "b", "c")
     assert found.view.inputs[0].shape == (5, channels, 4, 6)
     assert found.view.fingerprint() == expected.fingerprint()
@@ -218,22 +216,18 @@ def test_a_folder_of_images(channels: int, tmp_path: Path) -> None:
 
 def test_sixteen_bits_and_palettes(tmp_path: Path) -> None:
     deep = RNG.integers(0, 65536, (4, 3, 3), dtype=np.uint16)
-    assert np.array_equal(
-        read(images(tmp_path / "deep", deep, ["a", "a", "b", "b"])).view.inputs[0][:, 0], deep / np.float32(65535)
-    )
+    assert np.array_equal(read(images(tmp_path / "deep", deep, ["a", "a", "b", "b"])).view.inputs[0][:, 0], deep / np.float32(65535))
     for name in "aabb":
         (tmp_path / "palette" / name).mkdir(parents=True, exist_ok=True)
     for i, name in enumerate("aabb"):
-        Image.new("RGB", (2, 2), (255, 0, 51)).convert("P", palette=Image.Palette.ADAPTIVE).save(
-            tmp_path / "palette" / name / f"{i}.png"
-        )
+        Image.new("RGB", (2, 2), (255, 0, 51)).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette" / name / f"{i}.png")
     assert read(tmp_path / "palette").view.inputs[0][0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
 
 
 def test_links_out_of_the_folder_are_left_out(tmp_path: Path) -> None:
     pixels = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2)
     folder = images(tmp_path / "set", pixels, ["a", "a", "b", "b", "b"])
-    images(tmp_path / "outside", pixels[:1], ["secret"])
+    images(tmp_path / "outside", pixels[:2], ["secret", "secret"])
     (folder / "a" / "9.png").symlink_to(tmp_path / "outside" / "secret" / "0.png")
     (folder / "stolen").symlink_to(tmp_path / "outside" / "secret")
     (folder / "a" / "inside.png").symlink_to(folder / "a" / "0.png")
@@ -418,6 +412,7 @@ def test_random_numbers_of_the_user_stay_where_they_were() -> None:
     before = torch.random.get_rng_state()
     first, second = read(Noisy(Y)), read(DataLoader(Noisy(Y), batch_size=4, shuffle=True))
     assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(4)
     assert first.view.fingerprint() == read(Noisy(Y)).view.fingerprint()
     assert "the loader shuffles" in second.notes[0]
 
@@ -433,9 +428,7 @@ def test_a_buffer_that_is_used_again_is_copied() -> None:
 
 
 @pytest.mark.parametrize(("package", "name", "extra"), [("pandas", "a.csv", "tables"), ("PIL", "set", "images")])
-def test_a_missing_package_is_named(
-    package: str, name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(package: str, name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame().to_csv(tmp_path / "a.csv", index=False)
     images(tmp_path / "set", np.zeros((4, 2, 2), dtype=np.uint8), ["a", "a", "b", "b"])
     monkeypatch.setitem(sys.modules, package, None)

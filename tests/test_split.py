@@ -106,9 +106,7 @@ def test_the_order_of_the_file_does_not_matter(grouped: bool) -> None:
     order = np.random.default_rng(5).permutation(300)
     groups = None if data.groups is None else data.groups[order]
     other = Loaded(view=data.view.take(order), groups=groups)
-    for a, b in zip(
-        parts(split(data, seed=1, max_drop=0.01)).values(), parts(split(other, seed=1, max_drop=0.01)).values(), strict=True
-    ):
+    for a, b in zip(parts(split(data, seed=1, max_drop=0.01)).values(), parts(split(other, seed=1, max_drop=0.01)).values(), strict=True):
         assert sorted(rows(a)) == sorted(rows(b))
 
 
@@ -146,9 +144,7 @@ def test_laws_of_a_cut_beside_a_given_prove_set(n: int, groups: int, shared: int
 
 
 def test_a_set_of_two_parts_is_enough_beside_a_given_prove_set() -> None:
-    cut = split(
-        View(inputs=(np.array([[0.0], [0.0], [1.0]]),)), View(inputs=(np.array([[2.0], [3.0], [4.0]]),)), seed=0, max_drop=0.01
-    )
+    cut = split(View(inputs=(np.array([[0.0], [0.0], [1.0]]),)), View(inputs=(np.array([[2.0], [3.0], [4.0]]),)), seed=0, max_drop=0.01)
     assert sorted([len(cut.train), len(cut.select)]) == [1, 2]
 
 
@@ -169,9 +165,7 @@ def test_minus_zero_is_zero_and_inputs_count_together() -> None:
     for seed in range(20):
         cut = split(view, seed=seed, max_drop=0.01)
         assert sum(1 in part.inputs[1] for part in parts(cut).values()) == 1
-    assert any(
-        sum(1.0 in part.inputs[0] for part in parts(split(view, seed=seed, max_drop=0.01)).values()) == 2 for seed in range(20)
-    )
+    assert any(sum(1.0 in part.inputs[0] for part in parts(split(view, seed=seed, max_drop=0.01)).values()) == 2 for seed in range(20))
 
 
 def test_sizes_of_the_design() -> None:

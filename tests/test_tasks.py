@@ -139,9 +139,7 @@ def test_damaged_files_are_refused(content: bytes, tmp_path: Path, monkeypatch: 
         tasks.load("fashion_mnist")
 
 
-@pytest.mark.parametrize(
-    ("build", "parameters"), [(networks.mlp, 109_386), (networks.small_cnn, 98_762), (networks.resnet20, 272_186)]
-)
+@pytest.mark.parametrize(("build", "parameters"), [(networks.mlp, 109_386), (networks.small_cnn, 98_762), (networks.resnet20, 272_186)])
 def test_networks(build: type[nn.Module], parameters: int) -> None:
     torch.manual_seed(0)
     network = build()
@@ -153,9 +151,7 @@ def test_networks(build: type[nn.Module], parameters: int) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize(
-    ("build", "steps"), [(networks.mlp, 60), pytest.param(networks.small_cnn, 150, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("build", "steps"), [(networks.mlp, 60), pytest.param(networks.small_cnn, 150, marks=pytest.mark.long)])
 def test_networks_learn_the_digits(build: type[nn.Module], steps: int) -> None:
     task = loaded("digits")
     torch.manual_seed(0)

@@ -104,6 +104,11 @@ CASES = {
         View(inputs=(x := _draw(40, 1, 8, 8),), labels=np.digitize(x[:, 0], [-0.5, 0.5])),
         Fit(epochs=6, batch=8, learning_rate=0.05),
     ),
+    "classes of words": (
+        lambda: nn.Linear(6, 3),
+        View(inputs=(x := _draw(40, 5, 6),), labels=x[:, :, :3].argmax(2)),
+        Fit(epochs=6, batch=8, learning_rate=0.05),
+    ),
     "tokens": (Tokens, _words(), Fit(epochs=6, batch=32, learning_rate=0.03)),
     "values": (lambda: _dense(1), _line(), Fit(loss="values", epochs=6, batch=32, learning_rate=0.03)),
     "original": (
@@ -323,13 +328,31 @@ def test_outputs_that_never_vary_are_learnt_too():
 
 
 def test_scale_of_the_original_comes_from_all_over_the_data():
-    x = np.sort(_draw(640, 1), 0)
+    x = np.sort(_draw(6400, 1), 0)
     teacher, zero = nn.Linear(1, 1), nn.Linear(1, 1)
     for module, slope in ((teacher, 100.0), (zero, 0.0)):
         nn.init.constant_(module.weight, slope)
         nn.init.zeros_(module.bias)
     fitted = fit(zero, View(inputs=(x,)), settings=Fit(loss="original", batch=32), teacher=teacher)
     assert 0.4 < fitted.curve[0][1] < 2.5, "nothing explained yet: about 1"
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 28])
+def test_teacher_in_training_mode_is_asked_in_eval_mode(kept_bytes, monkeypatch):
+    monkeypatch.setattr("hasten.train.objective._KEPT_BYTES", kept_bytes)
+    modes = []
+
+    class Watched(nn.BatchNorm1d):
+        def forward(self, x):
+            modes.append(self.training)
+            return super().forward(x)
+
+    teacher = nn.Sequential(nn.Linear(6, 3), Watched(3)).train()
+    before = _bytes(teacher)
+    fit(_seeded(lambda: nn.Linear(6, 3)), _points(), settings=Fit(loss="original", epochs=2, batch=32), teacher=teacher)
+    assert set(modes) == {False}
+    assert teacher.training
+    assert _bytes(teacher) == before
 
 
 def test_teacher_sees_the_shifted_images():

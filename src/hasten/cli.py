@@ -82,7 +82,8 @@ def optimize(
 
 @app.command()
 def demo(
-    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"),
+    task: Annotated[str, typer.Option("--task", help="mnist5k, or fashion_mnist where it is installed.")] = "mnist5k",
+    run: Annotated[Path | None, typer.Option("--run", help="Folder; by default runs/demo-TASK.")] = None,
     max_drop: Drop = "1pt",
     seed: Seed = 0,
     json_: Json = False,
@@ -91,7 +92,8 @@ def demo(
     from hasten import demo as demonstration
 
     with _progress() as watcher:
-        found = demonstration.demo(run, max_drop=max_drop, seed=seed, watcher=watcher, say=_say)
+        place = run or Path("runs") / f"demo-{task}"
+        found = demonstration.demo(place, task=task, max_drop=max_drop, seed=seed, watcher=watcher, say=_say)
     _show(found, json_)
 
 

@@ -15,13 +15,13 @@ from hasten.core.report import Report
 from hasten.search.watch import Watcher, nobody
 from hasten.verbs import Options, optimize
 
-_TASKS = ("fashion_mnist", "mnist5k")  # the first whose data is installed
-_TRAIN = 10_000
+_MOST = 20_000  # training images; more would not fit into the time of a demonstration
 
 
 def demo(
     run: Path,
     *,
+    task: str = "mnist5k",
     max_drop: str = "1pt",
     seed: int = 0,
     watcher: Watcher = nobody,
@@ -30,6 +30,7 @@ def demo(
     """Trains a small CNN, saves it as a user would have it (`model.pt2`, two `.npz` files), and optimizes those files.
 
     Args:
+        task: "mnist5k" or "fashion_mnist".
         run: folder; the inputs go to `run/inputs`, the run to `run/result`.
         max_drop: as in `optimize`.
         seed: of the training and of the run.
@@ -41,7 +42,7 @@ def demo(
     """
     inputs = run / "inputs"
     if not folder.intact(inputs):
-        _make_inputs(inputs, seed, say)
+        _make_inputs(inputs, task, seed, say)
     paths = {"model": inputs / "model.pt2", "data": inputs / "data.npz", "prove": inputs / "prove.npz"}
     words = ["hasten", "optimize", str(paths["model"]), "--data", str(paths["data"]), "--prove", str(paths["prove"])]
     command = shlex.join([*words, "--max-drop", max_drop, "--run", str(run / "result")])
@@ -50,7 +51,7 @@ def demo(
     return optimize(paths["model"], paths["data"], paths["prove"], max_drop=max_drop, run=run / "result", options=options, watcher=watcher)
 
 
-def _make_inputs(inputs: Path, seed: int, say: Callable[[str], None]) -> None:
+def _make_inputs(inputs: Path, name: str, seed: int, say: Callable[[str], None]) -> None:
     import torch
 
     from hasten import tasks
@@ -59,9 +60,8 @@ def _make_inputs(inputs: Path, seed: int, say: Callable[[str], None]) -> None:
     from hasten.tasks import networks
     from hasten.train import Fit, fit
 
-    name = next((n for n in _TASKS if tasks.missing(n) is None), _TASKS[-1])
     task = tasks.load(name)
-    train = task.train.take(np.arange(min(len(task.train), _TRAIN)))
+    train = task.train.take(np.arange(min(len(task.train), _MOST)))
     say(f"training a small CNN on {len(train):,} images of {name}")
     start = time.monotonic()
     torch.manual_seed(seed)

@@ -19,6 +19,7 @@ from hasten.core.score import Score
 from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
+_LOOK = 256  # rows that the score is chosen by
 
 
 def read_and_cut(
@@ -44,10 +45,15 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
     return {
         "examples": sizes,
         "provenance": parts.provenance,
-        "notes": [*data.notes, *parts.notes],
+        "notes": list(parts.notes),
         "classes": list(data.classes or ()),
         "loss": loss,
+        "highest_label": None if loss != "classes" else max(int(p.labels.max()) for p in _labelled(parts)),
     }
+
+
+def _labelled(parts: Any) -> list[Any]:
+    return [part for name in ("train", "select", "prove") if len(part := getattr(parts, name)) and part.labels is not None]
 
 
 def example(run: Path) -> Arrays:
@@ -59,31 +65,35 @@ def example(run: Path) -> Arrays:
     return tuple(np.ascontiguousarray(r) for r in rows)
 
 
-def open_file(*, run: str, model: str, score: str | None) -> dict[str, Any]:
+def open_file(*, run: str, model: str, score: str | None, highest_label: int | None) -> dict[str, Any]:
     """Opens a model file, checks it on real rows and saves it as `run/networks/original`."""
     from hasten.load import files
 
     network = files.open_network(Path(model), example(Path(run)))
-    return admit(Path(run), network, score)
+    return admit(Path(run), network, score, highest_label)
 
 
-def check_saved(*, run: str, score: str | None) -> dict[str, Any]:
+def check_saved(*, run: str, score: str | None, highest_label: int | None) -> dict[str, Any]:
     """The same for a module that the parent saved there."""
     from hasten.load import saved
 
-    return admit(Path(run), saved.load(Path(run) / "networks" / "given" / "network"), score)
+    return admit(Path(run), saved.load(Path(run) / "networks" / "given" / "network"), score, highest_label)
 
 
-def admit(run: Path, network: Network, score: str | None) -> dict[str, Any]:
+def admit(run: Path, network: Network, score: str | None, highest_label: int | None) -> dict[str, Any]:
     """Runs the network on its example, checks labels against its outputs, chooses the score, saves it as the original."""
     from hasten.load import files, saved
-    from hasten.load.data import check_labels
+    from hasten.load.lower import forward
     from hasten.measure import scores
 
-    network, outputs = files.check_forward(network)
-    labels = View.load(run / "views" / "train").labels
-    if labels is not None and labels.dtype.kind in "iu" and outputs[0].ndim == 2:
-        check_labels(np.asarray(labels), outputs[0].shape[1])
+    network = files.check_forward(network)
+    train = View.load(run / "views" / "train").take(slice(0, network.fixed_batch or _LOOK))
+    outputs, labels = forward(network, tuple(np.array(a) for a in train.inputs)), train.labels
+    if highest_label is not None and outputs[0].ndim == 2 and 1 < outputs[0].shape[1] <= highest_label:
+        raise DataRefused(
+            f"the network has {outputs[0].shape[1]} outputs, so labels must be in [0, {outputs[0].shape[1]}), got {highest_label}; "
+            "do the labels start at 1?"
+        )
     chosen = scores.choose(labels, outputs, name=score)
     with folder.new_folder(run / ORIGINAL) as fresh:
         saved.save(network, fresh / "network")

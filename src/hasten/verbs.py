@@ -229,11 +229,12 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
         else:
             task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
+        known = {"score": options.score, "highest_label": task["highest_label"]}
         if isinstance(given.model, (str, Path)):
-            opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), score=options.score)
+            opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), **known)
         else:
             _save_module(given.model, place)
-            opened = child.call("hasten.prepare:check_saved", **here, score=options.score)
+            opened = child.call("hasten.prepare:check_saved", **here, **known)
     return {**task, **opened.value, "model": given.name, "command": options.command}
 
 

@@ -211,7 +211,10 @@ class Baseline(_Json):
 
 @_value
 class LedgerLine(_Json):
-    """What one part of the chosen recipe bought and cost: the recipe without it against the recipe with it, on *select*."""
+    """What one part of the chosen recipe bought and cost: the recipe without it against the recipe with it, on *select*.
+
+    `latency_ms` and `size_bytes` are what it saved, `score_drop` what it cost, in the score's unit.
+    """
 
     part: str
     latency_ms: float | None

@@ -35,13 +35,15 @@ _WRITES_FILES = frozenset({"from_file", "save", "load"})
 _TREES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None})
 _SYMBOL = re.compile(r"[a-z]+\d+|int_oo|oo")
 _FUNCTIONS = frozenset(
-    "Add Mul Pow Integer Rational Float Symbol Min Max Abs floor ceiling Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing Where "
-    "Identity CeilToInt FloorToInt TruncToInt TruncToFloat RoundToInt RoundDecimal ToFloat IntTrueDiv FloatTrueDiv PowByNatural FloatPow "
-    "LShift RShift Eq Ne Ge Gt Le Lt And Or Not Equality Unequality GreaterThan LessThan StrictGreaterThan StrictLessThan Relational "
-    "IsNonOverlappingAndDenseIndicator Infinity NegativeInfinity NegativeOne Zero One Half".split()
+    """
+    Add Mul Pow Integer Rational Float Symbol Min Max Abs floor ceiling Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing
+    Where Identity CeilToInt FloorToInt TruncToInt TruncToFloat RoundToInt RoundDecimal ToFloat IntTrueDiv FloatTrueDiv PowByNatural
+    FloatPow LShift RShift Eq Ne Ge Gt Le Lt And Or Not Equality Unequality GreaterThan LessThan StrictGreaterThan StrictLessThan
+    Relational IsNonOverlappingAndDenseIndicator Infinity NegativeInfinity NegativeOne Zero One Half
+    """.split()  # noqa: SIM905
 )
-_EXPRESSION = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop,
-               ast.Compare, ast.cmpop)  # fmt: skip
+_EXPRESSION = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare)
+_SIGNS = (ast.operator, ast.unaryop, ast.cmpop)
 
 
 def open_program(path: Path) -> torch.export.ExportedProgram:
@@ -151,7 +153,7 @@ def _check_operator(name: str) -> None:
 def _check_expression(text: str) -> None:
     """A size expression is evaluated by torch: only arithmetic on sizes may stand in it."""
     for node in ast.walk(ast.parse(text, mode="eval")):
-        allowed = isinstance(node, _EXPRESSION)
+        allowed = isinstance(node, (*_EXPRESSION, *_SIGNS))
         if isinstance(node, ast.Call):
             allowed = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
         elif isinstance(node, ast.Name):
@@ -165,6 +167,9 @@ def _check_expression(text: str) -> None:
 def _check_tree(tree: Any) -> None:
     if tree["type"] not in _TREES:
         raise ModelRefused(f"expected inputs and outputs in tuples, lists or dicts, got {tree['type']}: let forward give a tuple")
+    keys = json.loads(tree["context"]) if tree["context"] else None
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(k, (str, int)) for k in keys)):
+        raise ModelRefused(f"expected dicts with plain keys, got {str(keys)[:100]}: not opened")
     for child in tree["children_spec"]:
         _check_tree(child)
 

@@ -108,6 +108,7 @@ class _Rewriting(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, batch: int, picks: Picks) -> None:
         super().__init__(module)
+        self.rewritten = module
         self.batch = batch
         self.picks = picks
         self.met: dict[Reading, tuple[int, int]] = {}
@@ -123,8 +124,8 @@ class _Rewriting(fx.Interpreter):
         try:
             with torch.no_grad():
                 self.run(*self.inputs, enable_io_processing=False)
-                self.module.recompile()
-                return _same(before, self.module, self.inputs, self.batch)
+                self.rewritten.recompile()
+                return _same(before, self.rewritten, self.inputs, self.batch)
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False
 
@@ -148,7 +149,7 @@ class _Rewriting(fx.Interpreter):
         """How many elements of one example lie behind the batch, in the order of the elements."""
         at = self._grown(node)
         assert at is not None
-        return self.behind.get(node, 1) * math.prod(node.meta["val"].shape[at + 1 :])
+        return self.behind.get(node, 1) * int(math.prod(node.meta["val"].shape[at + 1 :]))
 
     def _mend(self, node: fx.Node, name: str) -> None:
         given = arguments(node)
@@ -169,8 +170,8 @@ class _Rewriting(fx.Interpreter):
     def _times(self, node: fx.Node, factor: int) -> fx.Node:
         if factor == 1:
             return self.size
-        with self.module.graph.inserting_before(node):
-            product = self.module.graph.call_function(operator.mul, (self.size, factor))
+        with self.rewritten.graph.inserting_before(node):
+            product = self.rewritten.graph.call_function(operator.mul, (self.size, factor))
         self.env[product] = self.other * factor
         return product
 

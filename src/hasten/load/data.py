@@ -102,9 +102,7 @@ def _read_object(source: Any, naming: Naming) -> Loaded:
         return _collect(_by_index(source), naming, batched=False)
     if isinstance(source, Iterable) and not isinstance(source, (list, set, bytes)):
         return _collect(source, naming, batched=False)
-    raise UsageError(
-        f"expected a path, arrays, a tuple (x, y), a mapping, a torch Dataset or DataLoader, got {type(source).__name__}"
-    )
+    raise UsageError(f"expected a path, arrays, a tuple (x, y), a mapping, a torch Dataset or DataLoader, got {type(source).__name__}")
 
 
 def _is_array(value: Any) -> bool:
@@ -142,9 +140,7 @@ def _read_loader(loader: DataLoader[Any], naming: Naming) -> Loaded:
     sampler, batches = loader.sampler, loader.batch_sampler
     shuffles = type(sampler) is data.RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     if type(batches) is data.BatchSampler and (shuffles or type(sampler) is data.SequentialSampler):
-        loader = data.DataLoader(
-            loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, num_workers=loader.num_workers
-        )
+        loader = data.DataLoader(loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
     note = ("the loader shuffles; its examples were read in the order of its data set",) if shuffles else ()
     return _collect(_of_loader(loader), naming, batched=batches is not None, notes=note)
 
@@ -167,9 +163,7 @@ def _collect(items: Iterable[Any], naming: Naming, *, batched: bool, notes: tupl
             row = {name: _row(value, name, count - 1, batched) for name, value in _parts(item).items()}
             columns = columns or {name: [] for name in row}
             if row.keys() != columns.keys():
-                raise DataRefused(
-                    f"example {count - 1} must hold {listed(list(columns))} like the first, got {listed(list(row))}"
-                )
+                raise DataRefused(f"example {count - 1} must hold {listed(list(columns))} like the first, got {listed(list(row))}")
             for name, array in row.items():
                 columns[name].append(array)
                 size += array.nbytes + _PER_EXAMPLE_BYTES
@@ -208,9 +202,7 @@ def _joined(rows: list[Array], name: str, batched: bool) -> Array:
     odd = next((i for i, row in enumerate(rows) if row.shape[1:] != rows[0].shape[1:]), None)
     if odd is not None:
         unit = "item" if batched else "example"
-        raise DataRefused(
-            f"{name} must have one shape in all examples, got {rows[0].shape[1:]} and {rows[odd].shape[1:]} in {unit} {odd}"
-        )
+        raise DataRefused(f"{name} must have one shape in all examples, got {rows[0].shape[1:]} and {rows[odd].shape[1:]} in {unit} {odd}")
     return np.concatenate(rows)
 
 

@@ -178,9 +178,7 @@ def _program_inputs(program: torch.export.ExportedProgram) -> tuple[tuple[Input,
     return tuple(inputs), tuple(sizes)
 
 
-def _fitted(
-    inputs: tuple[Input, ...], sizes: tuple[tuple[int | None, ...], ...], fixed: int | None, example: Arrays | None
-) -> Arrays:
+def _fitted(inputs: tuple[Input, ...], sizes: tuple[tuple[int | None, ...], ...], fixed: int | None, example: Arrays | None) -> Arrays:
     """The example, or one made up, cut to the batch size that is fixed; refused where it does not fit."""
     if example is None:
         return _made_up(inputs, sizes, fixed)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ class Input:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: np.dtype  # type: ignore[type-arg]
+    dtype: np.dtype[Any]
 
     def __str__(self) -> str:
         axes = ["any" if s is None else str(s) for s in self.shape]

@@ -98,9 +98,7 @@ def _frame_of(path: Path) -> _Frame:
     """From the header alone: nothing is decoded yet."""
     with _opened(path) as image:
         if image.mode not in _MODES or "transparency" in image.info:
-            raise DataRefused(
-                f"images must be gray or RGB, got {image.mode} with transparency or other channels in {path}; convert it"
-            )
+            raise DataRefused(f"images must be gray or RGB, got {image.mode} with transparency or other channels in {path}; convert it")
         mode, top = _MODES[image.mode]
         return _Frame(mode, top, *image.size)
 

@@ -37,12 +37,30 @@ class Layer:
     inplace: bool = False
 
 
+class Call:
+    """A call of an aten operator with its arguments by name."""
+
+    def __init__(self, node: fx.Node) -> None:
+        self.name = _name(node.target)
+        self.given = arguments(node)
+        # An operator of several results gives the tensor first.
+        self.gives: Gives = "tensor" if len(node.target._schema.returns) == 1 else "first"  # type: ignore[union-attr]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument, or `default` where the operator has none of that name."""
+        return self.given.get(name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.given
+
+
 def read(node: fx.Node) -> Layer | None:
     """The layer that `node` is, or None where it stays a call."""
     reader = _READERS.get(_name(node.target))
-    if reader is None:
-        return None
-    layer = reader(arguments(node), node)
+    layer = None if reader is None else reader(Call(node))
     if layer is None or not all(isinstance(w, fx.Node) and w.op == "get_attr" for w in layer.weights.values()):
         return None
     return layer
@@ -58,7 +76,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def rank(value: object) -> int:
     """Number of axes of the tensor that a node gives."""
     seen = value.meta["val"]  # type: ignore[attr-defined]
-    return (seen[0] if isinstance(seen, (tuple, list)) else seen).dim()
+    return int((seen[0] if isinstance(seen, (tuple, list)) else seen).dim())
 
 
 def _name(target: object) -> str:
@@ -70,10 +88,10 @@ def _present(**weights: Any) -> dict[str, Any]:
     return {name: node for name, node in weights.items() if node is not None}
 
 
-def _convolution(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _convolution(a: Call) -> Layer | None:
     weight = a["weight"]
     axes = rank(weight) - 2
-    transposed = a.get("transposed", "transpose" in _name(node.target))
+    transposed = a.get("transposed", "transpose" in a.name)
     shape, groups = weight.meta["val"].shape, a["groups"]
     before, after = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
     padding = a["padding"]
@@ -99,7 +117,7 @@ def _spread(value: Any, axes: int) -> tuple[int, ...]:
     return tuple(values * axes if len(values) == 1 else values)
 
 
-def _linear(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _linear(a: Call) -> Layer | None:
     return _matrix(a["input"], a["weight"], a["bias"])
 
 
@@ -111,7 +129,7 @@ def _matrix(x: Any, weight: Any, bias: Any) -> Layer | None:
     return Layer(kind=nn.Linear, settings=settings, inputs=(x,), weights=_present(weight=weight, bias=bias))
 
 
-def _product(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _product(a: Call) -> Layer | None:
     """mm(x, wᵀ) or addmm(b, x, wᵀ): what a decomposition makes of a linear layer."""
     addmm = "self" in a and "mat1" in a
     x, transposed, bias = (a["mat1"], a["mat2"], a["self"]) if addmm else (a["self"], a["mat2"], None)
@@ -120,7 +138,7 @@ def _product(a: dict[str, Any], node: fx.Node) -> Layer | None:
     return _matrix(x, _untransposed(transposed), bias)
 
 
-def _batched(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _batched(a: Call) -> Layer | None:
     """bmm(x, wᵀ for every row): the same layer on three axes; its bias stays an addition."""
     weight = a["mat2"]
     while isinstance(weight, fx.Node) and _name(weight.target) in ("aten.view", "aten.expand") and rank(weight) == 3:
@@ -138,7 +156,7 @@ def _untransposed(node: Any) -> fx.Node | None:
     return a["self"] if _name(node.target) == "aten.t" or swapped else None
 
 
-def _batch_norm(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _batch_norm(a: Call) -> Layer | None:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     mean, var = a.get("running_mean"), a.get("running_var")
     if (weight is None) != (bias is None) or (mean is None) != (var is None) or (mean is None and weight is None):
@@ -151,46 +169,44 @@ def _batch_norm(a: dict[str, Any], node: fx.Node) -> Layer | None:
         "affine": weight is not None,
         "track_running_stats": mean is not None,
     }
-    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[rank(x)]
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank(x))
+    if kind is None:
+        return None
     weights = _present(weight=weight, bias=bias, running_mean=mean, running_var=var)
-    return Layer(kind=kind, settings=settings, inputs=(x,), weights=weights, gives=_first(node))
+    return Layer(kind=kind, settings=settings, inputs=(x,), weights=weights, gives=a.gives)
 
 
-def _first(node: fx.Node) -> Gives:
-    return "tensor" if len(node.target._schema.returns) == 1 else "first"  # type: ignore[union-attr]
-
-
-def _layer_norm(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _layer_norm(a: Call) -> Layer | None:
     weight, bias = a["weight"], a["bias"]
     if weight is None:
         return None
     settings = {"normalized_shape": tuple(a["normalized_shape"]), "eps": a["eps"], "bias": bias is not None}
     weights = _present(weight=weight, bias=bias)
-    return Layer(kind=nn.LayerNorm, settings=settings, inputs=(a["input"],), weights=weights, gives=_first(node))
+    return Layer(kind=nn.LayerNorm, settings=settings, inputs=(a["input"],), weights=weights, gives=a.gives)
 
 
-def _group_norm(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _group_norm(a: Call) -> Layer | None:
     weight, bias = a["weight"], a["bias"]
     if weight is None or bias is None:
         return None
     groups = a["num_groups"] if "num_groups" in a else a["group"]
     settings = {"num_groups": groups, "num_channels": int(weight.meta["val"].shape[0]), "eps": a["eps"]}
     weights = _present(weight=weight, bias=bias)
-    return Layer(kind=nn.GroupNorm, settings=settings, inputs=(a["input"],), weights=weights, gives=_first(node))
+    return Layer(kind=nn.GroupNorm, settings=settings, inputs=(a["input"],), weights=weights, gives=a.gives)
 
 
-def _embedding(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _embedding(a: Call) -> Layer | None:
     words, width = (int(s) for s in a["weight"].meta["val"].shape)
     padding = a["padding_idx"]
     settings = {"num_embeddings": words, "embedding_dim": width, "padding_idx": None if padding < 0 else padding}
     return Layer(kind=nn.Embedding, settings=settings, inputs=(a["indices"],), weights={"weight": a["weight"]})
 
 
-def _recurrent(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _recurrent(a: Call) -> Layer | None:
     """The `.input` overloads; packed sequences stay calls."""
     if "batch_first" not in a:
         return None
-    gates = "lstm" if _name(node.target) == "aten.lstm" else "gru"
+    gates = "lstm" if a.name == "aten.lstm" else "gru"
     states = a["hx"] if gates == "lstm" else [a["hx"]]
     first, hidden = a["params"][0], a["params"][1]
     features = int(first.meta["val"].shape[1])
@@ -221,38 +237,38 @@ def _is_zero(node: fx.Node) -> bool:
     return name in ("aten.zeros", "aten.new_zeros", "aten.zeros_like") or (name == "aten.full" and arguments(node)["fill_value"] == 0)
 
 
-def _prelu(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _prelu(a: Call) -> Layer | None:
     slopes = int(a["weight"].meta["val"].numel())
     return Layer(kind=nn.PReLU, settings={"num_parameters": slopes}, inputs=(a["self"],), weights={"weight": a["weight"]})
 
 
-def _plain(kind: type[nn.Module], **names: str) -> Callable[[dict[str, Any], fx.Node], Layer]:
+def _plain(kind: type[nn.Module], **names: str) -> Callable[[Call], Layer]:
     """A layer without weights; `names` maps its settings to aten's words."""
 
-    def reader(a: dict[str, Any], node: fx.Node) -> Layer:
+    def reader(a: Call) -> Layer:
         settings = {ours: a[theirs] for ours, theirs in names.items()}
-        inplace = _name(node.target).endswith("_")
-        return Layer(kind=kind, settings=settings, inputs=(next(iter(a.values())),), inplace=inplace)
+        inplace = a.name.endswith("_")
+        return Layer(kind=kind, settings=settings, inputs=(next(iter(a.given.values())),), inplace=inplace)
 
     return reader
 
 
-def _hardtanh(a: dict[str, Any], node: fx.Node) -> Layer:
+def _hardtanh(a: Call) -> Layer:
     if (a["min_val"], a["max_val"]) == (0, 6):
-        return _plain(nn.ReLU6)(a, node)
-    return _plain(nn.Hardtanh, min_val="min_val", max_val="max_val")(a, node)
+        return _plain(nn.ReLU6)(a)
+    return _plain(nn.Hardtanh, min_val="min_val", max_val="max_val")(a)
 
 
-def _elu(a: dict[str, Any], node: fx.Node) -> Layer | None:
-    return _plain(nn.ELU, alpha="alpha")(a, node) if a["scale"] == 1 and a["input_scale"] == 1 else None
+def _elu(a: Call) -> Layer | None:
+    return _plain(nn.ELU, alpha="alpha")(a) if a["scale"] == 1 and a["input_scale"] == 1 else None
 
 
-def _channel_dropout(a: dict[str, Any], node: fx.Node) -> Layer | None:
+def _channel_dropout(a: Call) -> Layer | None:
     kind = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}.get(rank(a["input"]))
-    return kind and _plain(kind, p="p")(a, node)
+    return None if kind is None else _plain(kind, p="p")(a)
 
 
-Reader = Callable[[dict[str, Any], fx.Node], Layer | None]
+Reader = Callable[[Call], Layer | None]
 _ACTIVATIONS: dict[str, Reader] = {
     "relu": _plain(nn.ReLU),
     "relu6": _plain(nn.ReLU6),
@@ -291,8 +307,8 @@ _READERS: dict[str, Reader] = {f"aten.{name}": reader for name, reader in _WEIGH
 }
 
 
-def unpacked(layer: Layer, node: fx.Node, user: fx.Node) -> tuple[int, ...] | None:
-    """Where the module keeps what `user` takes from `node`: () is its result itself, (1, 0) item 0 of item 1; None: nowhere."""
+def unpacked(layer: Layer, user: fx.Node) -> tuple[int, ...] | None:
+    """Where the module keeps what `user` takes from the call: () is its result itself, (1, 0) item 0 of item 1; None: nowhere."""
     if user.target is not operator.getitem:
         return None
     index = user.args[1]

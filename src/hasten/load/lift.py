@@ -20,7 +20,6 @@ from hasten.load.batch import free_batch
 from hasten.load.layers import Layer, arguments, read, unpacked
 
 _CHECKS = ("_assert", "sym_constrain", "_check", "assert_", "sym_constrain_range")
-_REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 _OWN = frozenset(dir(fx.GraphModule)) | {"graph", "meta", "training"}
 
 
@@ -44,7 +43,7 @@ def lift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     _Lifting(graph, tensors, root, taken=set(tensors)).run()
     for node in [n for n in graph.nodes if n.op == "get_attr" and n.users]:
         _refuse_state(node, tensors)
-        _place(root, node.target, tensors[node.target])
+        _place(root, node.target, tensors[str(node.target)])
     graph.lint()
     lifted = fx.GraphModule(root, graph, "Lifted")
     for parameter in lifted.parameters():
@@ -101,21 +100,21 @@ def _weights(program: torch.export.ExportedProgram) -> dict[str, Any]:
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
         if key not in copies:
             copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-            copies[key] = nn.Parameter(copy, requires_grad=False) if name in parameters else copy
+            trained = name in parameters or isinstance(tensor, nn.Parameter)
+            copies[key] = nn.Parameter(copy, requires_grad=False) if trained else copy
         found[name] = copies[key]
     return found
 
 
 def _copy(source: fx.GraphModule, graph: fx.Graph, values: dict[fx.Node, Any], tensors: dict[str, Any]) -> Any:
-    """Copies the nodes of `source` into `graph`, with the bodies of no_grad and autocast regions in their place."""
+    """Copies the nodes of `source` into `graph`, with the bodies of regions without gradients in their place."""
     outputs: Any = None
     for node in source.graph.nodes:
         if node.op == "output":
             outputs = fx.map_arg(node.args[0], values.__getitem__)
         elif node.op == "get_attr":
             values[node] = _attribute(source, node, graph, tensors)
-        elif getattr(node.target, "__name__", "") in _REGIONS:
-            at = _REGIONS[node.target.__name__]
+        elif at := _region(node):
             body = getattr(source, node.args[at].target)
             inner = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True))
             values[node] = _copy(body, graph, {p: values[a] for p, a in inner.items()}, tensors)
@@ -126,11 +125,18 @@ def _copy(source: fx.GraphModule, graph: fx.Graph, values: dict[fx.Node, Any], t
     return outputs
 
 
+def _region(node: fx.Node) -> int:
+    """Where a call that only switches gradients, or autocast off, keeps its body among its arguments; 0 for another call."""
+    name = getattr(node.target, "__name__", "")
+    if name == "wrap_with_autocast":
+        return 0 if node.args[2] else 4
+    return 1 if name == "wrap_with_set_grad_enabled" else 0
+
+
 def _attribute(source: fx.GraphModule, node: fx.Node, graph: fx.Graph, tensors: dict[str, Any]) -> fx.Node | None:
     target = str(node.target)
     value = operator.attrgetter(target)(source)
-    region = all(getattr(user.target, "__name__", "") in _REGIONS for user in node.users)
-    if isinstance(value, fx.GraphModule) and region:
+    if isinstance(value, fx.GraphModule) and all(_region(user) for user in node.users):
         return None
     tensors.setdefault(target, value.clone() if isinstance(value, Tensor) else value)
     copied = graph.get_attr(target)
@@ -175,7 +181,7 @@ def _drop_checks(graph: fx.Graph) -> None:
 
 def _refuse_state(node: fx.Node, tensors: dict[str, Any]) -> None:
     for user in node.users:
-        if not isinstance(user.target, torch._ops.OpOverload) or not isinstance(tensors[node.target], Tensor):
+        if not isinstance(user.target, torch._ops.OpOverload) or not isinstance(tensors[str(node.target)], Tensor):
             continue
         written = {a.name for a in user.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
         if any(arguments(user)[name] is node for name in written):
@@ -225,15 +231,14 @@ class _Lifting:
             node.target = getattr(packet, target._overloadname)
 
     def _can_replace(self, layer: Layer, node: fx.Node) -> bool:
-        whole = all(isinstance(self.tensors[w.target], Tensor) for w in layer.weights.values())
-        trained = all(
-            isinstance(self.tensors[w.target], nn.Parameter) or name.startswith("running_") for name, w in layer.weights.items()
-        )
-        readable = layer.gives == "tensor" or all(not u.users or unpacked(layer, node, u) is not None for u in node.users)
-        return whole and trained and readable and not layer.inplace
+        """Only what trains is a layer: fixed filters stay calls, and so do calls whose other results are read."""
+        weights = [self.tensors[str(w.target)] for name, w in layer.weights.items() if not name.startswith("running_")]
+        trained = all(isinstance(w, nn.Parameter) for w in weights)
+        readable = layer.gives == "tensor" or all(not u.users or unpacked(layer, u) is not None for u in node.users)
+        return trained and readable and not layer.inplace
 
     def _replace(self, layer: Layer, node: fx.Node) -> None:
-        key = repr((layer.kind, sorted(layer.settings.items()), [(n, id(self.tensors[w.target])) for n, w in layer.weights.items()]))
+        key = repr((layer.kind, sorted(layer.settings.items()), [(n, id(self.tensors[str(w.target)])) for n, w in layer.weights.items()]))
         path, called = self._path(layer, node)
         key += "" if layer.weights else path if called else node.name
         if key not in self.made:
@@ -255,21 +260,23 @@ class _Lifting:
     def _unpack(self, layer: Layer, node: fx.Node, call: fx.Node) -> None:
         for user in list(node.users):
             if user.users:
-                with self.graph.inserting_before(user):
-                    value = call
-                    for index in unpacked(layer, node, user) or ():
-                        value = self.graph.call_function(operator.getitem, (value, index))
-                        value.meta = dict(user.meta)
-                if layer.gives == "first":
-                    call.meta = dict(user.meta)
-                user.replace_all_uses_with(value)
+                user.replace_all_uses_with(self._taken(call, unpacked(layer, user) or (), user))
+            if layer.gives == "first" and user.args[1] == 0:
+                call.meta = dict(user.meta)
             self.graph.erase_node(user)
+
+    def _taken(self, call: fx.Node, path: tuple[int, ...], user: fx.Node) -> fx.Node:
+        with self.graph.inserting_before(user):
+            for index in path:
+                call = self.graph.call_function(operator.getitem, (call, index))
+                call.meta = dict(user.meta)
+        return call
 
     def _build(self, layer: Layer, path: str) -> nn.Module:
         with torch.device("meta"):
             module = layer.kind(**layer.settings)
         for name, node in layer.weights.items():
-            value = self.tensors[node.target]
+            value = self.tensors[str(node.target)]
             setattr(module, name, value)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             seen = self.tensors.get(f"{path}.num_batches_tracked")
@@ -292,7 +299,7 @@ class _Lifting:
 
     def _free(self, path: str, layer: Layer) -> str:
         """`path`, or the next free name near it: a layer never hides another attribute, nor holds one."""
-        own = {id(self.tensors[w.target]) for w in layer.weights.values()}
+        own = {id(self.tensors[str(w.target)]) for w in layer.weights.values()}
         others = {t for t in self.taken if id(self.tensors.get(t)) not in own or t == path} - {f"{path}.num_batches_tracked"}
         kind = layer.kind.__name__.lower()
         if any(t == path or t.startswith(path + ".") for t in others) or path.split(".")[0] in _OWN:

@@ -88,7 +88,7 @@ def _export(network: Network) -> onnx.ModelProto:
             graph: onnx.ModelProto = program.model_proto
     except Exception as why:  # the exporter raises whatever its parts raise
         raise Unsupported(f"this network cannot be exported to ONNX: {reason(why)}") from why
-    if size := graph.ByteSize() > 2**31 - 1:
+    if (size := graph.ByteSize()) > 2**31 - 1:
         raise Unsupported(f"the exported ONNX model must stay below 2 GB to hold its weights, got {size / 1e9:.1f} GB")
     # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
     del graph.graph.value_info[:]

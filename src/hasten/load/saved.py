@@ -75,7 +75,7 @@ def _write(network: Network, folder: Path) -> None:
         torch.save(network.module, folder / _BODY["module"], pickle_module=cloudpickle)
     else:
         onnx.save(network.graph, folder / _BODY["graph"])
-    np.savez(folder / "example.npz", **{f"x{i}": a for i, a in enumerate(network.example)})
+    np.savez(folder / "example.npz", **{f"x{i}": a for i, a in enumerate(network.example)})  # type: ignore[arg-type]
     facts = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch}
     (folder / "network.json").write_text(json.dumps(facts))
 

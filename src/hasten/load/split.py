@@ -266,9 +266,7 @@ def _facts(run: Path) -> dict[str, Any]:
     path = run / "views" / "cut.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
-        if not (
-            isinstance(facts["prove"]["size"], int) and facts["provenance"] in ("held out", "unknown") and "notes" in facts
-        ):
+        if not (isinstance(facts["prove"]["size"], int) and facts["provenance"] in ("held out", "unknown") and "notes" in facts):
             raise ValueError("not what was written")
     except (OSError, ValueError, KeyError, TypeError) as why:
         raise StorageError(f"cannot read {path}: {why}; start again in a new run folder") from why

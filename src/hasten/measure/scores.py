@@ -198,7 +198,7 @@ class MacroF1:
     zero_one: ClassVar[bool] = False
     threshold: float | None = None
 
-    def per_example(self, outputs: Arrays, target: Array) -> None:  # noqa: ARG002
+    def per_example(self, outputs: Arrays, target: Array) -> None:
         """None: it is no mean over examples."""
 
     def value(self, outputs: Arrays, target: Array) -> float:
@@ -227,7 +227,7 @@ class AUC:
     target: ClassVar[Target] = "labels"
     zero_one: ClassVar[bool] = False
 
-    def per_example(self, outputs: Arrays, target: Array) -> None:  # noqa: ARG002
+    def per_example(self, outputs: Arrays, target: Array) -> None:
         """None: it is no mean over examples."""
 
     def value(self, outputs: Arrays, target: Array) -> float:
@@ -237,14 +237,15 @@ class AUC:
         if labels.shape != scores.shape[:1]:
             raise DataRefused(f"AUC needs outputs (n, classes) and labels (n,), got {outputs[0].shape} and {labels.shape}")
         _check_classes(labels, max(2, scores.shape[1]))
-        if len(np.unique(labels)) < 2:
+        present = np.flatnonzero(np.bincount(labels))
+        if len(present) < 2:
             raise DataRefused("AUC needs labels of at least two classes, got one; give more examples")
         with np.errstate(invalid="ignore", over="ignore"):
             if scores.shape[1] <= 2:
                 rank_by = scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
                 return _area(rank_by, labels == 1)
             shares = _shares_of_classes(scores)
-        return float(np.mean([_area(shares[:, c], labels == c) for c in np.unique(labels)]))
+        return float(np.mean([_area(shares[:, c], labels == c) for c in present]))
 
 
 _KNOWN: tuple[tuple[str, Score], ...] = (
@@ -261,10 +262,7 @@ _KNOWN: tuple[tuple[str, Score], ...] = (
 
 
 def by_name(name: str) -> Score:
-    """The score of that name, be it the short one or the one that `name_of` gives; `top3` for any number.
-
-    Raises:
-        UsageError: on another name, with the list.
+    """The score of that name, short or as `name_of` gives it; `top3` for any number. Raises UsageError on another.
 
     >>> by_name("top3") == by_name("top-3 accuracy") == TopK(k=3)
     True
@@ -387,17 +385,15 @@ def _check_classes(labels: Array, count: int) -> None:
 def _shares_of_classes(scores: Array) -> Array:
     """Softmax, unless the rows are probabilities already."""
     usable = scores[np.isfinite(scores).all(axis=1)]
-    if (usable >= 0).all() and np.allclose(usable.sum(axis=1), 1, atol=1e-3):
+    if (usable >= 0).all() and (np.abs(usable.sum(axis=1) - 1) < 1e-3).all():
         return scores
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
 def _area(scores: Array, positive: Array) -> float:
-    """The rank formula of the area: (sum of the positives' mid-ranks − p(p + 1)/2) / (positives · negatives)."""
+    """The share of pairs of a positive and a negative in which the positive is ranked higher; a tie is half a pair."""
     scores = np.where(np.isfinite(scores), scores, np.where(positive, -math.inf, math.inf))
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts - 1) / 2
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    return float((middle[place][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    above, others = np.sort(scores[positive]), np.sort(scores[~positive])
+    pairs = np.searchsorted(others, above, "left").sum() + np.searchsorted(others, above, "right").sum()
+    return float(pairs / (2 * len(above) * len(others)))

@@ -11,6 +11,7 @@ Shapes: round medians (rounds, contestants, batches) in milliseconds.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Protocol:
         half_width: as a share of the ratio.
         block_ms: time that one block of calls aims at.
         blocks: per contestant, batch size and round; even, so that turns are ABBA.
+        longest_s: after this time the fewest rounds are enough; the interval says what they are worth.
     """
 
     fewest: int = 8
@@ -57,6 +59,7 @@ class Protocol:
     half_width: float = 0.03
     block_ms: float = 40.0
     blocks: int = 4
+    longest_s: float = 150.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest <= self.most:
@@ -125,11 +128,13 @@ def race(
     protocol = protocol or Protocol()
     pieces = [tuple(np.ascontiguousarray(a[:batch]) for a in inputs) for batch in batches]
     rounds: list[_Round] = []
+    start = time.monotonic()
     while len(rounds) < protocol.most:
         rounds.append(_round(contestants, pieces, protocol, turn=len(rounds)))
         if progress:
             progress(len(rounds) / protocol.most, f"timing, round {len(rounds)}")
-        if len(rounds) >= protocol.fewest and _narrow(rounds, protocol.half_width):
+        late = time.monotonic() - start > protocol.longest_s
+        if len(rounds) >= protocol.fewest and (late or _narrow(rounds, protocol.half_width)):
             break
     return _gather(rounds, tuple(batches), len(contestants))
 
@@ -225,7 +230,8 @@ def _narrow(rounds: Sequence[_Round], half_width: float) -> bool:
     last = max(who for who, _ in keys)
     for who, at in keys:
         logs = np.array([np.log(r.median(who, at) / r.median(last, at)) for r in rounds])
-        if who != last and statistics.ratio_interval(logs).half_width > half_width:
+        ratio = statistics.ratio_interval(logs)
+        if who != last and math.sqrt(ratio.high / ratio.low) - 1 > half_width:
             return False
     return True
 

@@ -27,8 +27,8 @@ class Row:
 
 
 def headline_batch(report: Report) -> int:
-    """The user's batch size: the last of those that were timed."""
-    return report.batches[-1] if report.batches else 1
+    """The batch size whose latency was to fall."""
+    return report.batch
 
 
 def ranking_batch(report: Report) -> int:

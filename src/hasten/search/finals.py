@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.data import Sealed, View
 from hasten.core.errors import UsageError
 from hasten.core.network import Arrays
-from hasten.core.recipe import Recipe
+from hasten.core.recipe import Recipe, describe
 from hasten.core.report import Certificate, Interval, Latency, LedgerLine, Limit, Trial
 from hasten.core.runner import Runner
 from hasten.measure import timing
@@ -84,7 +84,7 @@ def ablate(bench: Bench, best: Trial, progress: Progress | None = None) -> tuple
         times = heat(bench, [best, *measured.values()], progress) if measured else {}
         useless = [t for t in measured.values() if _no_worse(t, best, times)]
         if not useless:
-            return best, [_line(str(s), best, t, times) for s, t in measured.items()]
+            return best, [_line(describe(s), best, t, times) for s, t in measured.items()]
         best = min(useless, key=lambda t: times[t.number])
 
 
@@ -100,8 +100,8 @@ def _line(part: str, best: Trial, without: Trial, times: dict[int, float]) -> Le
     assert without.measurement
     return LedgerLine(
         part=part,
-        latency_ms=times[best.number] - times[without.number],
-        size_bytes=best.measurement.size_bytes - without.measurement.size_bytes,
+        latency_ms=times[without.number] - times[best.number],
+        size_bytes=without.measurement.size_bytes - best.measurement.size_bytes,
         score_drop=best.measurement.score_drop - without.measurement.score_drop,
     )
 

@@ -51,7 +51,7 @@ def freeze(points: Sequence[tuple[int, float, float]], *, limit: Limit, most: in
         raise ValueError(f"most must be >= 2, got {most}")
     if bad := [p for p in points if not 0 < p[2] < math.inf]:
         raise ValueError(f"latencies must be above 0, got {bad[0][2]} of trial {bad[0][0]}")
-    hopeful = [p for p in points if p[1] <= HOPELESS * limit.max_drop]
+    hopeful = [p for p in points if p[1] <= HOPELESS * limit.max_drop + 1e-9]
     front: list[tuple[int, float, float]] = []
     for point in sorted(hopeful, key=lambda p: (p[1], p[2], p[0])):
         if not front or point[2] < front[-1][2]:
@@ -75,7 +75,8 @@ def certify(
 
     A candidate after a failure is not even drawn from `candidates`, unless the limit accepts the estimate: then no claim
     is made that an order would protect, and all are judged. A verdict says what was shown, in either case:
-    `equal`: the recipe is lossless and the outputs are the original's (`equal_outputs`); no statistic is needed;
+    `equal`: the recipe is lossless, the outputs are the original's (`equal_outputs`) and no 0/1 score flipped: a fact about
+    how it was made, checked, so that its bound is the drop itself;
     `kept`: the upper bound of the drop is within the limit;
     `not shown`: the estimate is within, the bound is not; `enough` examples would do, were the estimate the truth;
     `exceeded`: the estimate itself is beyond the limit.
@@ -105,9 +106,7 @@ def drop_bound(base_outputs: Arrays, outputs: Arrays, target: Array | None, *, s
     Gaffke's bound, which allows for what the sample did not show. No share can drop by more than 1.
     """
     _check_shapes(base_outputs, outputs)
-    against = base_outputs[0] if score.target == "original" else target
-    if against is None:
-        raise DataRefused(f"the score {score.name} needs labels, and the data has none")
+    against = _against(base_outputs, target, score)
     n = len(base_outputs[0])
     base, new = (score.per_example(o, against) for o in (base_outputs, outputs))
     if base is None or new is None:
@@ -141,15 +140,36 @@ def _judge(
     limit: Limit,
     seed: int,
 ) -> Certificate:
-    bound = drop_bound(base_outputs, outputs, target, score=score, confidence=limit.confidence, seed=seed)
-    if lossless and not bound.lost and not bound.won and equal_outputs(base_outputs, outputs):
-        exact = Bound(value=bound.value, upper=bound.value, n=bound.n, method="equal outputs", lost=bound.lost, won=bound.won)
+    exact = _equal(base_outputs, outputs, target, score=score, limit=limit) if lossless else None
+    if exact:
         return Certificate(trial=trial, verdict="equal", bound=exact)
+    bound = drop_bound(base_outputs, outputs, target, score=score, confidence=limit.confidence, seed=seed)
     if bound.upper <= limit.max_drop:
         return Certificate(trial=trial, verdict="kept", bound=bound)
     if bound.value <= limit.max_drop:
         return Certificate(trial=trial, verdict="not shown", bound=bound, enough=_enough(bound, limit))
     return Certificate(trial=trial, verdict="exceeded", bound=bound)
+
+
+def _equal(base_outputs: Arrays, outputs: Arrays, target: Array | None, *, score: Score, limit: Limit) -> Bound | None:
+    """What `equal` rests on: the same outputs, no flip of a 0/1 score, and no drop that would matter; else None."""
+    if not equal_outputs(base_outputs, outputs):
+        return None
+    against = _against(base_outputs, target, score)
+    base, new = score.value(base_outputs, against), score.value(outputs, against)
+    if base - new > max(limit.max_drop, EQUAL_TOLERANCE * abs(base)):
+        return None
+    flips = 0 if score.zero_one else None
+    if score.zero_one and not np.array_equal(score.per_example(base_outputs, against), score.per_example(outputs, against)):  # type: ignore[arg-type]
+        return None
+    return Bound(value=base - new, upper=base - new, n=len(outputs[0]), method="equal outputs", lost=flips, won=flips)
+
+
+def _against(base_outputs: Arrays, target: Array | None, score: Score) -> Array:
+    against = base_outputs[0] if score.target == "original" else target
+    if against is None:
+        raise DataRefused(f"the score {score.name} needs labels, and the data has none; choose agreement")
+    return against
 
 
 def _enough(bound: Bound, limit: Limit) -> int | None:

@@ -46,9 +46,7 @@ class Residual(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         stride = 1 if before == after else 2
-        self.body = nn.Sequential(
-            *_conv(before, after, stride), nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
-        )
+        self.body = nn.Sequential(*_conv(before, after, stride), nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
         self.short: nn.Module = nn.Identity()
         if stride == 2:
             self.short = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))

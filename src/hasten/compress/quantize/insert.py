@@ -88,35 +88,37 @@ def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers
         bias = np.broadcast_to(bias.reshape(-1), channels(wiring, node))
     axis = channel_axis(node)
     integers, scale = round_weights(weight, bias, axis=axis, input_scale=input_scale, numbers=numbers)
-    node.input[1] = _constant_in_integers(wiring, f"{node.name}_weight", integers, scale, axis, before=node)
+    _dequantized(wiring, node, 1, integers, scale, axis)
     if bias is not None:
         product = (np.float32(input_scale) * scale).astype(np.float32)
         if product.ndim:
             product = np.tile(product, bias.size // product.size)
-        rounded = np.round(bias.astype(np.float64) / product).astype(np.int32)
-        node.input[2] = _constant_in_integers(wiring, f"{node.name}_bias", rounded, product, 0, before=node)
+        _dequantized(wiring, node, 2, np.round(bias.astype(np.float64) / product).astype(np.int32), product, 0)
     wiring.rewire()
 
 
-def _constant_in_integers(wiring: Wiring, name: str, integers: Array, scale: Array, axis: int, *, before: NodeProto) -> str:
-    """Stores integers with a DequantizeLinear in front of their reader; gives the name of the real values."""
-    inputs = [wiring.add_constant(f"{name}_quantized", integers), wiring.add_constant(f"{name}_scale", scale)]
-    inputs.append(_zeros(wiring, scale.shape, integers.dtype))
-    out = f"{name}_dequantized"
-    dequantize = helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}_dequantize")
+def _dequantized(wiring: Wiring, node: NodeProto, place: int, integers: Array, scale: Array, axis: int) -> None:
+    """Puts integers and a DequantizeLinear in the place of one of the node's constants."""
+    name = node.input[place]
+    zeros = np.zeros(scale.shape, dtype=integers.dtype)
+    inputs = [
+        _stored(wiring, f"{name}_quantized", integers),
+        _stored(wiring, f"{name}_scale", scale),
+        _stored(wiring, "_".join(("zeros", zeros.dtype.name, *map(str, zeros.shape))), zeros),
+    ]
+    node.input[place] = f"{node.name}_input{place}_dequantized"
+    new = helper.make_node("DequantizeLinear", inputs, [node.input[place]], name=f"{node.name}_input{place}_dequantize")
     if scale.ndim:
-        set_attribute(dequantize, "axis", axis)
-    wiring.nodes.insert(wiring.nodes.index(before), dequantize)
-    return out
+        set_attribute(new, "axis", axis)
+    wiring.nodes.insert(wiring.nodes.index(node), new)
 
 
-def _zeros(wiring: Wiring, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> str:
-    """The name of a constant full of zeros, stored once for each shape and type."""
-    name = "_".join(("zeros", kind.name, *map(str, shape)))
+def _stored(wiring: Wiring, name: str, value: Array) -> str:
+    """The name of a constant with this value: layers that share a weight share its integers."""
     held = wiring.constant(name)
-    if held is not None and held.shape == shape and held.dtype == kind and not held.any():
+    if held is not None and held.dtype == value.dtype and np.array_equal(held, value):
         return name
-    return wiring.add_constant(name, np.zeros(shape, dtype=kind))
+    return wiring.add_constant(name, value)
 
 
 def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:

@@ -95,8 +95,8 @@ def compiles(profile: Profile) -> bool:
     """Whether the engine reads a pair as the range of a value and finds the integer kernels itself.
 
     Such engines (OpenVINO, TensorRT) want symmetric activations, and each range once: an operator may hand out floats, and
-    behind a passing operator a second pair would only be in the way. The others (ONNX Runtime) replace a node between pairs by its integer kernel, so that all but products need a pair behind
-    them, and passing operators need one on both sides.
+    behind a passing operator a second pair would only be in the way. The others (ONNX Runtime) replace a node between pairs by
+    its integer kernel, so that all but products need a pair behind them, and passing operators need one on both sides.
     """
     return profile.symmetric_activations
 
@@ -169,11 +169,12 @@ class _Plan:
 
     def _join_passing(self, node: NodeProto) -> None:
         self.members[node.name] = node
-        tensors: list[str] = [*_data_inputs(node), *node.output]
+        made = [name for name in node.output if name]
+        tensors: list[str] = [*_data_inputs(node), *made]
         first = tensors[0]
         for tensor in tensors:
             self.paired[tensor] = None
-        for tensor in node.output:
+        for tensor in made:
             self.behind[tensor] = node
         for tensor in tensors[1:]:
             mine, theirs = self.leader(first), self.leader(tensor)

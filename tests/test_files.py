@@ -1,0 +1,166 @@
+"""Opening files: what fits, and what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hasten.core.errors import DataRefused, ModelRefused, UsageError
+from hasten.load.files import from_module, open_network, summarize
+from hasten.load.lower import forward
+from networks import NETWORKS, QUICK, equal, lowered, network, program_file, write
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in NETWORKS])
+def test_opens_a_program_and_a_graph(name: str, tmp_path: Path) -> None:
+    given = network(name)
+    expected = forward(given, given.example)
+    for path in (write(tmp_path / "m.pt2", program_file(name, 1)), write(tmp_path / "m.onnx", lowered(name).graph.SerializeToString())):
+        opened = open_network(path, given.example)
+        assert opened.kind == {".pt2": "module", ".onnx": "graph"}[path.suffix]
+        assert opened.fixed_batch is None
+        assert equal(forward(opened, opened.example), expected)
+        made_up = open_network(path)
+        assert [(a.shape[1:], a.dtype) for a in made_up.example] == [(a.shape[1:], a.dtype) for a in given.example]
+        assert {len(a) for a in made_up.example} == {2}
+
+
+def test_an_example_made_up_is_normal_noise(tmp_path: Path) -> None:
+    x = open_network(write(tmp_path / "m.pt2", program_file("cnn"))).example[0]
+    assert abs(x.mean()) < 0.1
+    assert 0.9 < x.std() < 1.1
+
+
+def test_summary_of_both_forms(tmp_path: Path) -> None:
+    module = summarize(open_network(write(tmp_path / "m.pt2", program_file("two outputs"))))
+    assert json.loads(json.dumps(module)) == {
+        "kind": "module",
+        "inputs": [{"shape": ["batch", 3, 16, 16], "dtype": "float32"}],
+        "outputs": [{"shape": ["batch", 5], "dtype": "float32"}, {"shape": ["batch", 4], "dtype": "float32"}],
+        "layers": {"BatchNorm2d": 1, "Conv2d": 1, "Linear": 2, "ReLU": 1, "Sigmoid": 1},
+        "parameters": 537,
+        "fixed_batch": None,
+        "notes": [],
+    }
+    graph = summarize(lowered("two outputs"))
+    assert graph["outputs"] == module["outputs"]
+    assert graph["layers"] == {"AveragePool": 1, "Conv": 1, "Gemm": 2, "Relu": 1, "Reshape": 1, "Sigmoid": 1}
+
+
+def test_a_module_is_copied_to_eval_mode() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train()
+    given = from_module(module, torch.randn(4, 3))
+    assert not given.module.training
+    assert module.training
+    assert given.module[0].weight is not module[0].weight
+    assert equal(from_module(module, [np.ones((4, 3), np.float32)]).example, (np.ones((4, 3)),))
+
+
+# --- what does not fit ---
+
+REFUSED = [
+    ("m.pt", "got m.pt, a PyTorch file; in PyTorch write torch.export.save"),
+    ("m.safetensors", "hasten takes .pt2, .onnx, or an nn.Module from Python, got m.safetensors"),
+    ("m.keras", "a Keras file; convert it to .onnx"),
+    ("m.tflite", "a TensorFlow file; convert it to .onnx"),
+    ("m.xyz", r"a file named \*.xyz"),
+    ("m", "a file without an ending"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED)
+def test_other_kinds_are_refused_with_the_way_out(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=words) as raised:
+        open_network(write(tmp_path / name, b"x"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no such file: .*m\.pt2"):
+        open_network(tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_an_example_that_does_not_fit(ending: str, tmp_path: Path) -> None:
+    data = {"pt2": program_file("cnn"), "onnx": lowered("cnn").graph.SerializeToString()}[ending]
+    path = write(tmp_path / f"m.{ending}", data)
+    good = np.ones((2, 3, 16, 16), np.float32)
+    with pytest.raises(DataRefused, match=r"input x? ?.*must be float32 \(any, 3, 16, 16\), got float32 \(2, 16, 16, 3\)"):
+        open_network(path, (good.transpose(0, 2, 3, 1),))
+    with pytest.raises(DataRefused, match=r"must be float32 .* got float64"):
+        open_network(path, (good.astype(np.float64),))
+    with pytest.raises(DataRefused, match=r"takes 1 inputs .* got 2"):
+        open_network(path, (good, good))
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class FixedSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(4, 3) + 1
+
+
+def test_a_program_of_one_batch_size(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    torch.export.save(torch.export.export(Mixing(), (torch.randn(4, 3),)), path)
+    assert open_network(path).fixed_batch == 4
+    opened = open_network(path, (np.ones((9, 3), np.float32),))
+    assert (opened.fixed_batch, opened.example[0].shape) == (4, (4, 3))
+    with pytest.raises(DataRefused, match="batches of exactly 4, got 3 rows"):
+        open_network(path, (np.ones((3, 3), np.float32),))
+
+
+def test_a_graph_of_one_batch_size(tmp_path: Path) -> None:
+    graph = onnx.ModelProto()
+    graph.CopyFrom(lowered("shared").graph)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    opened = open_network(write(tmp_path / "m.onnx", graph.SerializeToString()), (np.ones((9, 12), np.float32),))
+    assert (opened.fixed_batch, len(opened.example[0])) == (3, 3)
+
+
+@pytest.mark.parametrize("body", [FixedSize(), Mixing()])
+def test_a_module_that_takes_one_size_only_is_known_as_such(body: nn.Module) -> None:
+    assert from_module(body, torch.randn(4, 3)).fixed_batch == 4
+    assert from_module(nn.Linear(3, 2), torch.randn(4, 3)).fixed_batch is None
+
+
+class Failing(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        return {"nan": x * torch.nan, "none": {}, "sum": x.sum(), "turned": x.T}[self.how] if self.how != "raise" else self.missing
+
+
+FAULTS = {
+    "raise": r"does not run on inputs of shape \(4, 3\): AttributeError",
+    "nan": "output 0 must be numbers, got NaN",
+    "none": "at least one tensor, got none",
+    "sum": r"one row for each of 4 examples, got shape \(\)",
+    "turned": r"got shape \(3, 4\)",
+}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_network_that_does_not_work_is_refused(how: str) -> None:
+    with pytest.raises(ModelRefused, match=FAULTS[how]):
+        from_module(Failing(how), torch.randn(4, 3))
+
+
+def test_examples_that_are_none() -> None:
+    for example in ((), torch.zeros(0, 3), torch.tensor(1.0)):
+        with pytest.raises(DataRefused, match="at least one row"):
+            from_module(nn.Identity(), example)
+    with pytest.raises(DataRefused, match="numpy can hold"):
+        from_module(nn.Identity(), torch.zeros(2, 3, dtype=torch.bfloat16))

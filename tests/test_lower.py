@@ -1,0 +1,130 @@
+"""Lowering: the graph computes what the module computes, quietly, for any batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hasten.core.errors import Unsupported
+from hasten.core.network import Arrays, Network
+from hasten.load import lower as lowering
+from hasten.load.lower import OPSET, forward, lower, other_batch, quiet, relative_difference
+from networks import NETWORKS, QUICK, lowered, network
+
+CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in NETWORKS]
+
+
+def run(graph: bytes, inputs: Arrays) -> Arrays:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return tuple(session.run(None, {i.name: a for i, a in zip(session.get_inputs(), inputs, strict=True)}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_graph_gives_what_the_module_gives(name: str) -> None:
+    graph, (module, _) = lowered(name), NETWORKS[name]()
+    data = graph.graph.SerializeToString()
+    for inputs in (graph.example, tuple(a[:1] for a in graph.example), other_batch(graph.example)):
+        with torch.no_grad():
+            expected = module(*(torch.from_numpy(a) for a in inputs))
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for a, b in zip(expected, run(data, inputs), strict=True):
+            assert a.shape == b.shape
+            assert np.abs(a.numpy() - b).max() <= 1e-4 * float(a.abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_graph_is_plain(name: str) -> None:
+    graph = lowered(name).graph
+    inputs, outputs = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
+    assert inputs == (["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))])
+    assert outputs == (["y"] if len(outputs) == 1 else [f"y{i}" for i in range(len(outputs))])
+    assert [(o.domain, o.version) for o in graph.opset_import] == [("", OPSET)]
+    assert not graph.graph.value_info
+    assert not any(t.external_data for t in graph.graph.initializer)
+    assert {i.type.tensor_type.shape.dim[0].dim_param for i in graph.graph.input} == {"batch"}
+
+
+def test_a_graph_is_returned_as_it_is() -> None:
+    graph = lowered("cnn")
+    assert lower(graph) is graph
+
+
+def test_leaves_the_module_alone_and_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    given = network("two outputs")
+    before = {n: t.clone() for n, t in given.module.state_dict().items()}
+    lower(given)
+    assert all(torch.equal(given.module.state_dict()[n], t) for n, t in before.items())
+    assert capfd.readouterr() == ("", "")
+    assert not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+
+
+def test_quiet_gives_everything_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), quiet():
+        print("hush")
+        raise KeyError
+    print("heard")
+    assert capfd.readouterr().out == "heard\n"
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, -1)
+
+
+def test_a_fixed_batch_stays_in_the_graph() -> None:
+    example = (np.ones((2, 3, 2), np.float32),)
+    graph = lower(Network(kind="module", body=Fixed(), example=example, fixed_batch=2)).graph
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(x)
+
+
+@pytest.mark.parametrize("module", [Branching(), Eigenvalues()])
+def test_refuses_what_onnx_has_not(module: nn.Module) -> None:
+    example = (np.stack([np.eye(3, dtype=np.float32)] * 2),)
+    with pytest.raises(Unsupported, match="cannot be exported to ONNX: ") as raised:
+        lower(Network(kind="module", body=module, example=example))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_refuses_a_graph_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, graph = network("two outputs"), lowered("two outputs").graph
+    real = lowering._run
+    monkeypatch.setattr(lowering, "_export", lambda network: graph)
+    lower(given)
+    monkeypatch.setattr(lowering, "_run", lambda graph, inputs: tuple(a * 1.001 for a in real(graph, inputs)))
+    with pytest.raises(Unsupported, match=r"output 0 .* must equal the module's to 0.0001, differs by 0.001 of its largest"):
+        lower(given)
+    monkeypatch.setattr(lowering, "_run", lambda graph, inputs: tuple(a[: len(given.example[0])] for a in real(graph, inputs)))
+    with pytest.raises(Unsupported, match=r"must have the module's shape \(5, 5\), got \(4, 5\)"):
+        lower(given)
+
+
+class Nested(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"a": x + 1, "b": (x * 2, None)}
+
+
+def test_forward_gives_nested_outputs_flat() -> None:
+    a, b = forward(Network(kind="module", body=Nested(), example=()), (np.ones((2, 2), np.float32),))
+    assert (a == 2).all()
+    assert (b == 2).all()
+
+
+def test_relative_difference_against_its_formula() -> None:
+    a, b = np.array([1.0, -4.0], np.float32), np.array([1.5, -4.0], np.float32)
+    assert relative_difference(a, b) == 0.5 / 4
+    assert relative_difference(a, a) == relative_difference(a[:0], a[:0]) == 0
+    assert not relative_difference(a, np.array([np.nan, 0], np.float32)) <= 1
