@@ -97,3 +97,9 @@ class Quicker(Quick):
     @property
     def profile(self) -> Profile:
         return Profile(integer_ops=frozenset({"Conv"}), weight_bits=7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashing(Quick):
+    def pack(self, network: Network, folder: Path) -> None:
+        (folder / "load.py").write_text("import os\n\ndef load(folder):\n    os.abort()\n")

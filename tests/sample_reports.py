@@ -23,9 +23,7 @@ from hasten.core.report import (
     Trial,
 )
 
-HOSTILE = (
-    "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red][/]\x00&amp;"
-)
+HOSTILE = "<script src=\"https://evil.example/x.js\">alert('1')</script>\x1b[31m\u202egnp.exe\ud800{{ 7*7 }}[bold red][/]\x00&amp;"
 ENVIRONMENT: dict[str, Any] = {
     "cpu": "AMD EPYC 7B13, 2 cores",
     "flags": ["avx2", "fma"],
@@ -162,9 +160,7 @@ kept = Report(
     pareto=PARETO,
     ledger=(
         LedgerLine(part="FoldBatchNorm", latency_ms=0.0062, size_bytes=1_800, score_drop=0.0),
-        LedgerLine(
-            part="StaticInt8", latency_ms=0.0355, size_bytes=290_000, score_drop=0.001, note="7-bit weights: no VNNI here"
-        ),
+        LedgerLine(part="StaticInt8", latency_ms=0.0355, size_bytes=290_000, score_drop=0.001, note="7-bit weights: no VNNI here"),
         LedgerLine(part="OnnxRuntime", latency_ms=0.28, size_bytes=4_000, score_drop=0.0, note="against Eager"),
     ),
     classes=(
@@ -185,9 +181,7 @@ kept = Report(
     environment=ENVIRONMENT,
 )
 
-equal = replace(
-    kept, verdict="equal", chosen=chosen(4, (gain(3.44, 0.11),), (gain(1.05, 0.02),), EQUAL), pareto=PARETO[:1], classes=()
-)
+equal = replace(kept, verdict="equal", chosen=chosen(4, (gain(3.44, 0.11),), (gain(1.05, 0.02),), EQUAL), pareto=PARETO[:1], classes=())
 plain = replace(
     kept,
     verdict="equal",

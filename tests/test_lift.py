@@ -158,6 +158,19 @@ def test_dropout_drops_again() -> None:
     assert next(m.p for m in network.modules() if isinstance(m, nn.Dropout)) == 0.2
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_program_that_was_exported_while_training_is_lifted_in_eval_mode(decomposed: bool) -> None:
+    torch.manual_seed(0)
+    x, module = torch.randn(4, 3, 6, 6), nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    with quiet():
+        program = torch.export.export(module, (x,))
+        network = lift(program.run_decompositions() if decomposed else program)
+    assert difference(network, module.eval(), (x,)) < 1e-6
+    assert kinds(network) == {"Conv2d": 1, "BatchNorm2d": 1, "Dropout": 1}
+    network.train()(x)
+    assert int(network.get_submodule("1").num_batches_tracked) == int(module[1].num_batches_tracked) + 1
+
+
 def test_one_layer_called_twice_stays_one() -> None:
     network = lifted("shared")
     calls = [n.target for n in network.graph.nodes if n.op == "call_module"]

@@ -152,7 +152,7 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 EVERY = [pytest.param(n, p, id=f"{n}-{p}") for n in NETWORKS for p in PROFILES]
 
 
-def data(model: onnx.ModelProto, n: int = 48) -> np.ndarray:
+def data(model: onnx.ModelProto, n: int = 24) -> np.ndarray:
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     return np.random.default_rng(1).normal(size=(n, *shape)).astype(np.float32)
 
@@ -208,7 +208,7 @@ def test_laws(name: str, profile: str) -> None:
         assert run(quantized, x[:1])[0].shape[0] == 1
 
 
-@pytest.mark.parametrize("name", ["cnn", "residual", "mobile", "mlp", "branches"])
+@pytest.mark.parametrize("name", ["cnn", "residual", "mobile", "mlp", "branches", "gated", "whole"])
 def test_every_layer_runs_on_integers(name: str, tmp_path: Path) -> None:
     model = NETWORKS[name]()
     x = data(model)[:2]
@@ -220,7 +220,7 @@ def test_every_layer_runs_on_integers(name: str, tmp_path: Path) -> None:
     for op in runtime.get_ordered_ops():
         facts = op.get_rt_info()
         found.setdefault(facts["layerType"].astype(str), set()).add(facts["runtimePrecision"].astype(str))
-    layers = {kind: found[kind] for kind in ("Convolution", "FullyConnected", "Pooling", "Reduce") if kind in found}
+    layers = {kind: found[kind] for kind in ("Convolution", "FullyConnected", "Pooling") if kind in found}
     assert layers
     assert set().union(*layers.values()) <= {"u8", "i8"}, layers
 
@@ -256,6 +256,12 @@ def test_weights_are_stored_in_eight_bits() -> None:
     assert all(np.abs(numpy_helper.to_array(w)).max() == 63 for w in weights)
     assert not [i for i in quantized.graph.initializer if i.data_type == TensorProto.FLOAT and np.prod(i.dims) > 64]
     assert quantized.ByteSize() < model.ByteSize() * 0.6
+
+
+def test_weights_of_five_bits() -> None:
+    quantized = quantize(mlp(), PROFILES["onnxruntime"], QuantizeStatic(weight_bits=5))
+    weights = [i for i in quantized.graph.initializer if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
+    assert {np.abs(numpy_helper.to_array(w)).max() for w in weights} == {15}
 
 
 def test_gemm_against_the_formula() -> None:
@@ -304,6 +310,20 @@ def test_passing_operators_keep_the_scale() -> None:
     read = {name: n for n in quantized.graph.node for name in n.input}
     pool = next(n for n in quantized.graph.node if n.op_type == "MaxPool")
     assert list(made[pool.input[0]].input[1:]) == list(read[pool.output[0]].input[1:])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiling_engines_get_each_range_once(name: str) -> None:
+    """In front of what computes on integers, nowhere behind it: HardSwish reads the convolution, MaxPool hands on its range."""
+    profile = PROFILES["openvino"]
+    quantized = quantize(NETWORKS[name](), profile)
+    made = {out: n for n in quantized.graph.node for out in n.output}
+    for node in quantized.graph.node:
+        maker = made.get(node.input[0])
+        if node.op_type == "QuantizeLinear":
+            assert maker is None or maker.op_type not in profile.passing_ops
+        elif node.op_type in ("HardSwish", "LeakyRelu", "Sigmoid", "Softmax"):
+            assert maker is None or maker.op_type != "DequantizeLinear"
 
 
 def test_symmetric_activations_have_zero_point_zero() -> None:

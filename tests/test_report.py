@@ -38,8 +38,7 @@ SENTENCES = {
     "about 3,100 examples would do for trial 7.",
     "not_shown": "No candidate certified within 1 point meets the cap: at least 4.0× faster; closest miss: trial 6: 4.9×, "
     "estimated drop 0.3 points; about 1,200 examples would do for trial 6.",
-    "exceeded": "No candidate certified within 1 point meets the cap: at least 4.0× faster; closest miss: trial 6: 4.9×, "
-    "drop 3.1 points.",
+    "exceeded": "No candidate certified within 1 point meets the cap: at least 4.0× faster; closest miss: trial 6: 4.9×, drop 3.1 points.",
     "point": "6.6× faster at batch 1 than the network as given (95 % interval 6.1–7.0; 2.0× over the best plain engine), "
     "5.7× smaller; accuracy 98.4 % → 98.0 %, estimated drop 0.45 points (2,000 examples): an estimate only, not a proof that "
     "the drop is at most 1 point (about 3,100 examples would do).",
@@ -147,9 +146,7 @@ class Parsed(HTMLParser):
         self.feed(self.source)
         self.close()
         self.faults += [f"<{tag}> is left open" for tag in self.stack]
-        self.faults += [
-            f"control character {c!r}" for c in set(self.source) if unicodedata.category(c) in ("Cc", "Cs") and c != "\n"
-        ]
+        self.faults += [f"control character {c!r}" for c in set(self.source) if unicodedata.category(c) in ("Cc", "Cs") and c != "\n"]
         self.faults += [f"loads {it}" for it in re.findall(r"@import|url\(", self.source.partition("</style>")[0])]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -173,9 +170,7 @@ class Parsed(HTMLParser):
         self.words.append(data)
 
     def found(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        return [
-            a for t, a in self.tags if t == tag and all(w in (a.get(k.rstrip("_")) or "").split() for k, w in wanted.items())
-        ]
+        return [a for t, a in self.tags if t == tag and all(w in (a.get(k.rstrip("_")) or "").split() for k, w in wanted.items())]
 
     @property
     def text(self) -> str:
@@ -356,9 +351,7 @@ def test_labels_do_not_cover_each_other(report: Report) -> None:
         assert right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
     assert all(plot._inside(box) for box in boxes)
     assert any(label.style == "limit" for label in drawn.labels)
-    assert any(label.style == "major" for label in drawn.labels) == any(
-        row.chosen and row.speedup for row in facts.rows(report)
-    )
+    assert any(label.style == "major" for label in drawn.labels) == any(row.chosen and row.speedup for row in facts.rows(report))
 
 
 @pytest.mark.parametrize("max_drop", [0.0, 1e-6, 0.01, 0.5])

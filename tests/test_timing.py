@@ -26,9 +26,7 @@ def sleeper(folder: Path, ms: float) -> Path:
 def test_a_race_tells_the_fast_from_the_slow(tmp_path: Path) -> None:
     contestants = [Contestant(folder=sleeper(tmp_path / "slow", 20)), Contestant(folder=sleeper(tmp_path / "fast", 2))]
     heard: list[float] = []
-    timed = timing.race(
-        contestants, (np.zeros((4, 2)),), [1, 4], protocol=SHORT, progress=lambda share, words: heard.append(share)
-    )
+    timed = timing.race(contestants, (np.zeros((4, 2)),), [1, 4], protocol=SHORT, progress=lambda share, words: heard.append(share))
     assert timed.medians_ms.shape == (2, 2, 2)
     for interval in timed.speedup(0, 1):
         assert interval.value > 2
@@ -43,9 +41,7 @@ def test_a_race_tells_the_fast_from_the_slow(tmp_path: Path) -> None:
 def test_speedups_are_ratios_of_round_medians() -> None:
     medians = np.array([[[4.0], [2.0]], [[6.0], [2.0]]])
     calls = {(0, 0): np.array([4.0, 6.0]), (1, 0): np.array([2.0, 2.0])}
-    timed = Timing(
-        batches=(1,), medians_ms=medians, calls_ms=calls, first_call_ms=np.ones((2, 1)), peak_memory_bytes=(1, 1)
-    )
+    timed = Timing(batches=(1,), medians_ms=medians, calls_ms=calls, first_call_ms=np.ones((2, 1)), peak_memory_bytes=(1, 1))
     (interval,) = timed.speedup(0, 1)
     assert interval.value == pytest.approx(np.sqrt(6.0))
     (back,) = timed.speedup(1, 0)

@@ -19,6 +19,7 @@ from hasten.core.score import Score
 from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
+_FEWEST = 2
 _LOOK = 256  # rows that the score is chosen by
 
 
@@ -38,6 +39,11 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
     from hasten.load import split
 
     parts = split.split(data, prove, seed=seed, max_drop=max_drop)
+    for name in ("select", "prove"):
+        if len(getattr(parts, name)) < _FEWEST:
+            raise DataRefused(
+                f"{len(data.view)} examples are too few: {name} gets {len(getattr(parts, name))} of them and needs {_FEWEST}"
+            )
     split.seal(parts, run)
     sizes = {name: len(getattr(parts, name)) for name in ("train", "calibrate", "select", "prove")}
     labels = parts.train.labels

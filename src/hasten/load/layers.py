@@ -248,7 +248,7 @@ def _plain(kind: type[nn.Module], **names: str) -> Callable[[Call], Layer]:
     def reader(a: Call) -> Layer:
         settings = {ours: a[theirs] for ours, theirs in names.items()}
         inplace = a.name.endswith("_")
-        return Layer(kind=kind, settings=settings, inputs=(next(iter(a.given.values())),), inplace=inplace)
+        return Layer(kind=kind, settings=settings, inputs=(next(iter(a.given.values())),), gives=a.gives, inplace=inplace)
 
     return reader
 
@@ -283,7 +283,7 @@ _ACTIVATIONS: dict[str, Reader] = {
     "leaky_relu": _plain(nn.LeakyReLU, negative_slope="negative_slope"),
     "elu": _elu,
     "softplus": _plain(nn.Softplus, beta="beta", threshold="threshold"),
-    "dropout": _plain(nn.Dropout, p="p"),
+    **dict.fromkeys(("dropout", "native_dropout"), _plain(nn.Dropout, p="p")),
     "feature_dropout": _channel_dropout,
     "alpha_dropout": _plain(nn.AlphaDropout, p="p"),
 }

@@ -66,6 +66,7 @@ class Protocol:
             raise ValueError(f"rounds must be 2 <= fewest <= most, got {self.fewest} and {self.most}")
 
 
+FULL = Protocol()
 RANKING = Protocol(fewest=2, most=2, block_ms=30.0, blocks=2)
 
 
@@ -125,7 +126,7 @@ def race(
     Raises:
         ChildFailed: if a contestant cannot be loaded, crashes or hangs.
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or FULL
     pieces = [tuple(np.ascontiguousarray(a[:batch]) for a in inputs) for batch in batches]
     rounds: list[_Round] = []
     start = time.monotonic()

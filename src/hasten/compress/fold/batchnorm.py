@@ -139,7 +139,7 @@ def _chained(module: nn.Module, seen: _Seen) -> Iterator[Pair]:
         times = 1 if part is module else seen.calls[part]
         names = [f"{name}.{child}" if name else child for child, _ in part.named_children()]
         for pair in itertools.pairwise(names):
-            if all(seen.calls[module.get_submodule(n)] == times for n in pair):
+            if times and all(seen.calls[module.get_submodule(n)] == times for n in pair):
                 yield pair
 
 
@@ -149,7 +149,7 @@ def _foldable(module: nn.Module, pair: Pair, seen: _Seen) -> bool:
         return False
     if isinstance(layer, nn.Linear) and seen.axes.get(layer) != 2:
         return False  # behind a linear layer the norm's axis is the last one only where there are two
-    return seen.calls[layer] == seen.calls[norm] == 1 and not _altered(layer) and not _altered(norm)
+    return not _altered(layer) and not _altered(norm)
 
 
 def _altered(module: nn.Module) -> bool:
