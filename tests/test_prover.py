@@ -15,7 +15,7 @@ from hasten.core.report import Certificate, Limit
 from hasten.core.score import Score
 from hasten.measure.scores import AUC, Accuracy, Agreement, Fidelity, MacroF1, SquaredError
 from hasten.measure.statistics import enough, tango_upper
-from hasten.search.prover import certify, drop_bound, equal_outputs, freeze
+from hasten.search.prover import _breakage, certify, drop_bound, equal_outputs, freeze
 
 LIMIT = Limit(max_drop=0.01)
 N = 2000
@@ -195,7 +195,7 @@ def small_change(seed: int, size: float) -> Arrays:
     ],
 )
 def test_real_valued_scores_and_set_functions(score: Score, fine: float, bad: float) -> None:
-    n = 400 if score.unit == "pt" else N
+    n = 600 if score.unit == "pt" else N
     base, labels = (BASE[0][:n],), LABELS[:n]
     target = np.eye(4)[labels] if isinstance(score, SquaredError) else labels
     candidates = [(i, (small_change(i, size)[0][:n],), False) for i, size in ((1, fine), (2, bad), (3, bad))]
@@ -206,7 +206,14 @@ def test_real_valued_scores_and_set_functions(score: Score, fine: float, bad: fl
         assert certificate.bound.value < certificate.bound.upper
         assert certificate.bound.method == "BCa and Gaffke"
         assert certificate.bound.lost is None
-    assert certify(base, target, candidates[:1], score=score, limit=LIMIT, seed=0) == certificates[:1]
+
+
+@pytest.mark.parametrize("score", [Fidelity(), MacroF1()])
+def test_the_same_seed_gives_the_same_certificate(score: Score) -> None:
+    base, labels, candidates = (BASE[0][:100],), LABELS[:100], [(1, (small_change(1, 0.5)[0][:100],), False)]
+    once, again, other = (certify(base, labels, candidates, score=score, limit=LIMIT, seed=seed) for seed in (0, 0, 1))
+    assert once == again
+    assert once != other
 
 
 @pytest.mark.parametrize("score", [Fidelity(), Agreement(per_position=True), MacroF1(), AUC()])
@@ -230,6 +237,13 @@ def test_a_rare_class_widens_the_bound_of_macro_f1() -> None:
     common = drop_bound((np.eye(2)[even],), (np.eye(2)[even],), even, score=MacroF1(), confidence=0.95, seed=0).upper
     assert common < 0.01
     assert rare > 0.1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_breakage_tries_every_class(seed: int) -> None:
+    labels = np.r_[np.zeros(4997, dtype=int), np.ones(3, dtype=int)]
+    worst = _breakage((np.eye(2)[labels],), labels, MacroF1(), np.random.default_rng(seed))
+    assert worst == pytest.approx((1 - 4 / 5) / 2, abs=1e-3)  # one of the three is missed: F1 = 2·2 / (2 + 3)
 
 
 @pytest.mark.parametrize(("score", "most"), [(Accuracy(threshold=0.0), 0.085), (SquaredError(), 0.085)])

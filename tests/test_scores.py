@@ -82,6 +82,18 @@ def test_nan_is_never_right_and_never_a_nan_score(case: str, bad: float | str) -
     assert np.isfinite(score.value((np.full_like(outputs, np.nan),), target))
 
 
+@pytest.mark.parametrize("score", [Accuracy(), TopK(k=2), MacroF1()])
+def test_nan_in_another_class_is_wrong_too(score: Score) -> None:
+    logits = np.eye(3)
+    logits[:, 0] = np.nan
+    assert score.value((logits,), np.array([2, 1, 2])) == 0
+
+
+def test_auc_of_large_logits_does_not_overflow() -> None:
+    logits, labels = example()
+    assert AUC().value((logits + 1e4,), labels) == pytest.approx(AUC().value((logits,), labels), abs=0.01)
+
+
 def test_nothing_agrees_with_nan() -> None:
     nothing = np.full((5, 3), np.nan)
     assert Agreement().value((nothing,), nothing) == 0

@@ -42,7 +42,7 @@ def optimize(
     max_drop: Drop = "1pt",
     run: Run = None,
     batch: Annotated[int, typer.Option("--batch", help="Batch size whose latency is to fall.")] = 1,
-    score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, mse, f1, auc, …")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
     group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
     seed: Seed = 0,
@@ -173,6 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(why), why.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
+        if code == INTERRUPTED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except BrokenPipeError:
         sys.exit(0)
     except Exception as why:

@@ -65,7 +65,9 @@ def _make_inputs(inputs: Path, name: str, seed: int, say: Callable[[str], None])
     say(f"training a small CNN on {len(train):,} images of {name}")
     start = time.monotonic()
     torch.manual_seed(seed)
-    trained = fit(networks.small_cnn(), train, settings=Fit(seed=seed)).module
+    trained = fit(
+        networks.small_cnn(), train, settings=Fit(epochs=12, batch=32, learning_rate=0.01, augmentation="shift", seed=seed)
+    ).module
     right = _accuracy(trained, task.held_out)
     say(f"trained in {time.monotonic() - start:.0f} s: {right:.1%} of {len(task.held_out):,} held-out images right")
     network = files.from_module(trained, tuple(a[:4] for a in train.inputs))

@@ -41,9 +41,7 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
     parts = split.split(data, prove, seed=seed, max_drop=max_drop)
     for name in ("select", "prove"):
         if len(getattr(parts, name)) < _FEWEST:
-            raise DataRefused(
-                f"{len(data.view)} examples are too few: {name} gets {len(getattr(parts, name))} of them and needs {_FEWEST}"
-            )
+            raise DataRefused(f"{len(data.view)} examples are too few: {name} gets {len(getattr(parts, name))} of them and needs {_FEWEST}")
     split.seal(parts, run)
     sizes = {name: len(getattr(parts, name)) for name in ("train", "calibrate", "select", "prove")}
     labels = parts.train.labels

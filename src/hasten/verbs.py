@@ -34,7 +34,7 @@ class Options:
 
     Args:
         batch: the batch size whose latency is to fall; 1 and 32 are reported besides.
-        score: "accuracy", "mse", "f1", "auc", …; None lets the data choose.
+        score: "accuracy", "squared-error", "macro-f1", "auc", …; None lets the data choose.
         target: the column or array with the labels; group: the one whose equal values belong together.
         seed: the same seed gives the same result.
         trials: most recipes to try.

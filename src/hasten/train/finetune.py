@@ -62,9 +62,7 @@ class FineTune:
         epochs = self.epochs * (_SHORT if context.fidelity == "short" else 1.0)
         settings = self._settings(context.loss, epochs=epochs, batch=batch, seed=context.seed)
         teacher = _teacher(context) if settings.needs_teacher else None
-        fitted = fit(
-            module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress
-        )
+        fitted = fit(module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress)
         return network.with_body(fitted.module)
 
     @classmethod
@@ -97,8 +95,6 @@ def _module(network: Network) -> nn.Module:
 
 def _teacher(context: Context) -> nn.Module:
     if context.original is None or context.original.kind != "module":
-        way = (
-            "there is no other way without labels" if context.loss == "original" else "set distil=0 to learn from labels alone"
-        )
+        way = "there is no other way without labels" if context.loss == "original" else "set distil=0 to learn from labels alone"
         raise Unsupported(f"distillation needs the original as a torch module, it has none; {way}")
     return context.original.module

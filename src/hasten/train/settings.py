@@ -77,9 +77,7 @@ class Fit:
         _within("distil", self.distil, 0 <= self.distil <= 1, "in [0, 1]")
         _within("clip", self.clip, self.clip > 0, "above 0")
         if self.loss == "original" and self.distil:
-            raise UsageError(
-                f"distil weighs a teacher against labels and must be 0 with the loss 'original', got {self.distil}"
-            )
+            raise UsageError(f"distil weighs a teacher against labels and must be 0 with the loss 'original', got {self.distil}")
         if self.loss != "classes" and self.label_smoothing:
             raise UsageError(f"label_smoothing must be 0 with the loss {self.loss!r}, got {self.label_smoothing}")
 

@@ -1,0 +1,100 @@
+"""Engines: their settings, what they refuse, and that they say the precision aloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.core.runner import Runner
+from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
+from hasten.measure import machine
+from networks import lowered, network
+
+EVERY = (Eager, TorchCompile, OnnxRuntime, OpenVINO)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_settings_are_checked(kind: type) -> None:
+    with pytest.raises(ValueError, match=r"threads must be >= 0 \(0 for all cores\), got -1"):
+        kind(threads=-1)
+    with pytest.raises(TypeError):
+        kind(speed=2)
+
+
+@pytest.mark.parametrize("kind", [Eager, TorchCompile, OpenVINO])
+def test_an_unknown_precision_is_refused(kind: type) -> None:
+    with pytest.raises(ValueError, match="'fp32' or 'bf16', got 'fp64'"):
+        kind(precision="fp64")
+    with pytest.raises(ValueError, match="'dynamic' or 'static'"):
+        OpenVINO(shapes="square")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_space_holds_what_this_machine_can(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    assert kind().space()["threads"] == (0, 1)
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    assert kind().space()["threads"] == (0,)
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    assert kind is OnnxRuntime or kind().space()["precision"] == ("fp32", "bf16")
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    assert kind is OnnxRuntime or kind().space()["precision"] == ("fp32",)
+
+
+def test_bf16_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    assert "no bfloat16" in (Eager(precision="bf16").available() or "")
+    assert Eager().available() is None
+    assert not OpenVINO(precision="bf16").lossless
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install openvino" in (OpenVINO().available() or "")
+
+
+def test_without_dot_products_weights_get_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_int8_dot", lambda: False)
+    assert OnnxRuntime().profile.weight_bits == 7
+    monkeypatch.setattr(machine, "has_int8_dot", lambda: True)
+    assert OnnxRuntime().profile.weight_bits == 8
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_never_guesses_the_precision(tmp_path: Path, precision: str, hint: str) -> None:
+    OpenVINO(precision=precision, threads=1).pack(lowered("cnn"), tmp_path)  # type: ignore[arg-type]
+    text = (tmp_path / "load.py").read_text()
+    assert f'"INFERENCE_PRECISION_HINT": "{hint}"' in text
+    assert '"INFERENCE_NUM_THREADS": 1' in text
+
+
+def test_threads_reach_the_engine(tmp_path: Path) -> None:
+    OnnxRuntime(threads=3).pack(lowered("cnn"), tmp_path)
+    assert "= 3, 3" in (tmp_path / "load.py").read_text()
+
+
+def test_bf16_in_eager_is_close(tmp_path: Path) -> None:
+    """bfloat16 is emulated where the CPU does not have it: slow, but the arithmetic is the same."""
+    of = network("cnn")
+    Eager(precision="bf16").pack(of, tmp_path)
+    with Runner(tmp_path) as runner:
+        got = runner(*of.example)[0]
+    import torch
+
+    with torch.inference_mode():
+        expected = of.module(torch.from_numpy(of.example[0])).numpy()
+    assert got.dtype == np.float32
+    assert 1e-6 < np.abs(got - expected).max() / np.abs(expected).max() < 0.05
+
+
+def test_static_shapes_serve_many_batch_sizes(tmp_path: Path) -> None:
+    OpenVINO(shapes="static").pack(lowered("cnn"), tmp_path)
+    x = lowered("cnn").example[0]
+    with Runner(tmp_path) as runner:
+        whole = runner(x)[0]
+        for size in (1, 2, 3):
+            np.testing.assert_allclose(runner(x[:size])[0], whole[:size], atol=1e-5)
