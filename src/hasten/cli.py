@@ -169,12 +169,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; every error is one line on standard error and an exit code of docs/format.md."""
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except HastenError as why:
         _fail(str(why), why.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
-        if code == INTERRUPTED:  # typer's word for Ctrl-C
-            raise KeyboardInterrupt
     except BrokenPipeError:
         sys.exit(0)
     except Exception as why:

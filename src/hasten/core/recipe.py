@@ -44,7 +44,8 @@ class Profile:
         passing_ops: types that carry integers through unchanged, so a pair on both sides costs nothing.
         weight_bits: 8, or 7 where 8-bit products of weights and activations saturate 16-bit sums (CPUs without VNNI).
         fuses_relu: an activation right behind an integer operator disappears into its output range.
-        symmetric_activations: it wants int8 activations with zero point 0 (else uint8 with any zero point).
+        symmetric_activations: the zero point must be 0 (int8 where values go negative, uint8 where not), and the engine compiles
+            the whole graph, so that floats may leave an integer operator; else uint8 with any zero point.
     """
 
     integer_ops: frozenset[str] = frozenset()

@@ -49,8 +49,8 @@ class OnnxRuntime:
     def profile(self) -> Profile:
         """Where Q/DQ pairs become integer kernels (QLinearConv, QGemm, …)."""
         return Profile(
-            integer_ops=frozenset({"Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "AveragePool", "Concat"}),
-            passing_ops=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}),
+            integer_ops=settings.INTEGER_OPS | {"Concat"},
+            passing_ops=settings.PASSING_OPS,
             weight_bits=8 if machine.has_int8_dot() else 7,
         )
 

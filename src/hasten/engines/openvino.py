@@ -65,9 +65,10 @@ class OpenVINO:
     def profile(self) -> Profile:
         """Where Q/DQ pairs become integer kernels."""
         return Profile(
-            integer_ops=frozenset({"Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "AveragePool", "Concat"}),
-            passing_ops=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}),
+            integer_ops=settings.INTEGER_OPS | {"ConvTranspose"},
+            passing_ops=settings.PASSING_OPS | {"Concat"},
             weight_bits=8 if machine.has_int8_dot() else 7,
+            symmetric_activations=True,
         )
 
     def available(self) -> str | None:

@@ -9,6 +9,10 @@ from hasten.measure import machine
 
 Precision = Literal["fp32", "bf16"]
 
+# What both ONNX Runtime and OpenVINO run on integers, and what only moves numbers (measured by benchmarks/placement.py).
+INTEGER_OPS = frozenset({"Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "AveragePool"})
+PASSING_OPS = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Resize"})
+
 
 def check(threads: int, precision: Precision = "fp32") -> None:
     """Raises ValueError on a setting that no machine has."""
