@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from hasten.core.runner import Runner
 from hasten.measure import statistics
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 Progress = Callable[[float, str], None]
 
 
@@ -59,7 +60,7 @@ class Protocol:
     half_width: float = 0.03
     block_ms: float = 40.0
     blocks: int = 4
-    longest_s: float = 150.0
+    longest_s: float = 90.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest <= self.most:
@@ -121,7 +122,7 @@ def race(
         inputs: arrays with at least as many rows as the largest batch size; every call of a size sees the same rows.
         batches: batch sizes.
         protocol: rounds and blocks; the full protocol if None.
-        progress: called after each round with the share done (of the most rounds left to expect) and a few words.
+        progress: called after each round with the share done, of the rounds that are to be expected, and a few words.
 
     Raises:
         ChildFailed: if a contestant cannot be loaded, crashes or hangs.
@@ -132,10 +133,11 @@ def race(
     start = time.monotonic()
     while len(rounds) < protocol.most:
         rounds.append(_round(contestants, pieces, protocol, turn=len(rounds)))
+        width = _widest(rounds)
         if progress:
-            progress(len(rounds) / protocol.most, f"timing, round {len(rounds)}")
+            progress(len(rounds) / _expected(len(rounds), width, protocol), f"timing, round {len(rounds)}")
         late = time.monotonic() - start > protocol.longest_s
-        if len(rounds) >= protocol.fewest and (late or _narrow(rounds, protocol.half_width)):
+        if len(rounds) >= protocol.fewest and (late or width <= protocol.half_width):
             break
     return _gather(rounds, tuple(batches), len(contestants))
 
@@ -187,11 +189,9 @@ def _round(contestants: Sequence[Contestant], pieces: Sequence[Arrays], protocol
         blocks: dict[tuple[int, int], list[Array]] = {(who, at): [] for at in range(len(pieces)) for who in order}
         for at, piece in enumerate(pieces):
             for who in order:
-                with _awake(runners[who]):
-                    first[who, at], calls[who, at] = _warm_up(runners[who], piece, protocol.block_ms)
+                first[who, at], calls[who, at] = _awake(runners[who], _warm_up, piece, protocol.block_ms)
             for who in _turns(order, protocol.blocks):
-                with _awake(runners[who]):
-                    blocks[who, at].append(runners[who].time(piece, calls=calls[who, at]) / 1e6)
+                blocks[who, at].append(_awake(runners[who], _block, piece, calls[who, at]))
         memory = [runners[who].peak_memory_bytes() for who in range(count)]
     times = {key: np.concatenate(parts) for key, parts in blocks.items()}
     return _Round(calls_ms=times, first_call_ms=first, peak_memory_bytes=memory)
@@ -203,13 +203,18 @@ def _turns(order: Sequence[int], blocks: int) -> Iterator[int]:
         yield from order if block % 2 == 0 else reversed(order)
 
 
-@contextlib.contextmanager
-def _awake(runner: Runner) -> Any:
+def _awake(runner: Runner, work: Callable[..., T], *arguments: Any) -> T:
+    """Lets the runner run for the time of `work(runner, …)`."""
     runner.resume()
     try:
-        yield
+        return work(runner, *arguments)
     finally:
         runner.pause()
+
+
+def _block(runner: Runner, piece: Arrays, calls: int) -> Array:
+    times: Array = runner.time(piece, calls=calls) / 1e6
+    return times
 
 
 def _warm_up(runner: Runner, piece: Arrays, block_ms: float) -> tuple[float, int]:
@@ -226,15 +231,24 @@ def _fitting(call_ms: float, block_ms: float) -> int:
     return int(np.clip(block_ms / max(call_ms, 1e-4), 3, 2000))
 
 
-def _narrow(rounds: Sequence[_Round], half_width: float) -> bool:
+def _widest(rounds: Sequence[_Round]) -> float:
+    """The largest half-width among the ratios of each contestant to the last, as a share; infinite for a single round."""
+    if len(rounds) < 2:
+        return math.inf
     keys = rounds[0].calls_ms.keys()
     last = max(who for who, _ in keys)
-    for who, at in keys:
-        logs = np.array([np.log(r.median(who, at) / r.median(last, at)) for r in rounds])
-        ratio = statistics.ratio_interval(logs)
-        if who != last and math.sqrt(ratio.high / ratio.low) - 1 > half_width:
-            return False
-    return True
+    others = [(who, at) for who, at in keys if who != last]
+    logs = [np.array([np.log(r.median(who, at) / r.median(last, at)) for r in rounds]) for who, at in others]
+    ratios = [statistics.ratio_interval(log) for log in logs]
+    return max((math.sqrt(r.high / r.low) - 1 for r in ratios), default=0.0)
+
+
+def _expected(done: int, width: float, protocol: Protocol) -> int:
+    """How many rounds it will take in all: widths shrink with the root of their number."""
+    if not math.isfinite(width) or protocol.half_width <= 0:
+        return protocol.most
+    wanted = done * (width / protocol.half_width) ** 2
+    return int(np.clip(math.ceil(wanted), max(protocol.fewest, done), protocol.most))
 
 
 def _gather(rounds: Sequence[_Round], batches: tuple[int, ...], count: int) -> Timing:

@@ -14,6 +14,7 @@ from hasten.core.recipe import Loss, Recipe, Space, Step
 from hasten.core.report import Bound, Certificate, Chosen, LedgerLine, Report, Trial
 from hasten.core.score import Score
 from hasten.core.store import Store
+from hasten.measure import machine
 from hasten.search import export, finals, prover, summary
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Catalogue, Settings
@@ -47,7 +48,7 @@ def optimize(job: Job) -> Report:
     if job.store.fact("final"):
         return summary.report(job.folder, job.store)
     start = time.monotonic()
-    workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed)
+    workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
     try:
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
         job = _settle(job, bench)
@@ -171,7 +172,7 @@ def _conclude(job: Job, bench: Bench, original: Trial, plain: Trial, proof: Proo
     helped = plain.number == original.number or _at(timed.plain_over_original, batch).faster
     if best.number == plain.number and not helped and original in small:
         best, timed = original, summary.with_best(timed, plain=False)
-    missed = [*summary.missed_size(best, limit), *summary.missed_speed(timed, limit, batch)] if ranked else ["no candidate"]
+    missed = [*summary.missed_size(best, limit), *summary.missed_speed(timed, limit, batch)]
     chosen = _chosen(bench, best, timed, proof)
     final = summary.Final(
         baselines=summary.baselines(bench, original, plain, timed, proof),

@@ -16,7 +16,7 @@ import numpy as np
 from hasten.core import child, folder
 from hasten.core.child import Child
 from hasten.core.data import View
-from hasten.core.errors import ChildFailed, HastenError
+from hasten.core.errors import ChildFailed, HastenError, Unsupported
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Engine, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
 
@@ -156,6 +156,8 @@ def _survey(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) -
 
 
 def _space(kind: type[Step], original: Network, run: Path) -> Space:
+    if kind.takes == "module" and original.kind == "graph":
+        raise Unsupported(f"{kind.__name__} needs a torch module; give the network as .pt2 or from Python")
     if kind.takes == "graph" and original.kind == "module":
         return kind.space(_advance(original, [LOWER], 1, run, Context(train=_NONE, calibrate=_NONE)))
     return kind.space(original)
