@@ -8,6 +8,9 @@ of the ratio lies above 1.02 or below 1/1.02. Wanted: at most 5 of 60 A/A called
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import multiprocessing
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -41,14 +44,14 @@ def load(folder):
 
 
 def pack(place: Path) -> tuple[Path, Path, tuple[np.ndarray, ...]]:
-    """The small CNN in ONNX Runtime, and the same with a planted slowdown."""
+    """The small CNN in ONNX Runtime on one thread, and the same with a planted slowdown."""
     torch.manual_seed(0)
     x = torch.randn(32, 1, 28, 28)
     network = files.from_module(networks.small_cnn(), (x[:4].numpy(),))
     plain, slow = place / "plain", place / "slow"
     for folder in (plain, slow):
         folder.mkdir()
-        OnnxRuntime().pack(lower.lower(network), folder)
+        OnnxRuntime(threads=1).pack(lower.lower(network), folder)
     (slow / "load.py").rename(slow / "inner.py")
     (slow / "load.py").write_text(SLOWER)
     return plain, slow, (x.numpy(),)
@@ -59,9 +62,9 @@ def different(interval: Interval) -> bool:
     return interval.low > 1.02 or interval.high < 1 / 1.02
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the comparisons at batch 1."""
-    count = 3 if options.quick else 60
+def compare(core: int, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Runs `count` comparisons of each kind on one core."""
+    os.sched_setaffinity(0, {core})
     rows: dict[str, list[dict[str, Any]]] = {"same": [], "slower": []}
     with tempfile.TemporaryDirectory() as name:
         plain, slow, inputs = pack(Path(name))
@@ -70,7 +73,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for kind, pair in (("same", [one, one]), ("slower", [other, one])):
                 (interval,) = timing.race(pair, inputs, [1]).speedup(0, 1)
                 rows[kind].append({**interval.to_json(), "different": different(interval), "faster": interval.faster})
-            print(f"{i + 1}/{count}", *(f"{k} {r[-1]['value']:.3f}" for k, r in rows.items()), file=sys.stderr, flush=True)
+            said = " ".join(f"{k} {r[-1]['value']:.3f}" for k, r in rows.items())
+            print(f"core {core}: {i + 1}/{count} {said}", file=sys.stderr, flush=True)
+    return rows
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs the comparisons at batch 1, a series on each core at the same time."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = 2 if options.quick else 60
+    shares = [count // len(cores) + (i < count % len(cores)) for i in range(len(cores))]
+    with concurrent.futures.ProcessPoolExecutor(len(cores), mp_context=multiprocessing.get_context("spawn")) as pool:
+        series = list(pool.map(compare, cores, shares))
+    rows = {kind: [row for one in series for row in one[kind]] for kind in ("same", "slower")}
     return {
         "comparisons": count,
         "same_called_different": sum(r["different"] for r in rows["same"]),

@@ -68,7 +68,7 @@ class Protocol:
 
 
 FULL = Protocol()
-RANKING = Protocol(fewest=2, most=2, block_ms=30.0, blocks=2)
+RANKING = Protocol(fewest=3, most=3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

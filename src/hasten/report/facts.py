@@ -34,7 +34,7 @@ def headline_batch(report: Report) -> int:
 def ranking_batch(report: Report) -> int:
     """The batch size at which the trials are compared: the user's, or the last other one that they were timed at."""
     timed = {latency.batch for t in report.trials if t.measurement for latency in t.measurement.latency}
-    return next((batch for batch in reversed(report.batches) if batch in timed), headline_batch(report))
+    return report.batch if report.batch in timed else max(timed, default=report.batch)
 
 
 def pace(interval: Interval) -> Literal["faster", "slower", "no difference shown"]:
