@@ -22,16 +22,8 @@ def run(name: str, measure: Callable[[argparse.Namespace], dict[str, Any]], show
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{name}.json")
     options = parser.parse_args()
     start = time.time()
-    found = measure(options)
-    found |= {
-        "quick": options.quick,
-        "seconds": round(time.time() - start, 1),
-        "environment": machine.environment(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-    if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    options.keep = lambda found: _complete(name, found, options, start)
+    found = options.keep(measure(options))
     if options.json:
         print(json.dumps(found, indent=1))
         return
@@ -39,3 +31,18 @@ def run(name: str, measure: Callable[[argparse.Namespace], dict[str, Any]], show
     where = found["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     print(f"\n{where['cpu']}, {where['cores']} cores, {', '.join(where['flags'])}; {versions}; {found['seconds']:.0f} s")
+
+
+def _complete(name: str, found: dict[str, Any], options: argparse.Namespace, start: float) -> dict[str, Any]:
+    """Adds where and when it was measured, and writes the file; a long benchmark calls this after each part as well."""
+    whole = {
+        **found,
+        "quick": options.quick,
+        "seconds": round(time.time() - start, 1),
+        "environment": machine.environment(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    return whole

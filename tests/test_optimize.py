@@ -53,6 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def finished(inputs: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """One finished run; do not write on it."""
     problems.cut_short()
+    ledger.ledger_file().unlink(missing_ok=True)  # other tests may have opened the same data
     run = tmp_path_factory.mktemp("finished") / "run"
     return run, verbs.optimize(*inputs, max_drop=0.05, run=run, options=FEW)
 

@@ -56,11 +56,6 @@ def test_a_recipe_from_outside_imports_nothing() -> None:
     assert "this" not in sys.modules
 
 
-def test_prefixes_longest_first() -> None:
-    recipe = Recipe((Shrink(), Mend()), Quick())
-    assert list(recipe.prefixes()) == [(Shrink(), Mend()), (Shrink(),), ()]
-
-
 def test_lowering_happens_once_where_forms_change() -> None:
     assert actions(Recipe((Shrink(), Round()), Quick()), "module") == [Shrink(), LOWER, Round()]
     assert actions(Recipe((Shrink(),), Quick()), "module") == [Shrink(), LOWER]

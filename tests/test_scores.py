@@ -45,7 +45,7 @@ def test_every_score_is_a_score(case: str) -> None:
     assert score.unit in ("pt", "")
     if score.unit == "pt":
         assert 0 <= value <= 1
-    assert scores.by_name(scores.name_of(score)) == score
+    assert scores.by_name(score.name) == score
 
 
 @pytest.mark.parametrize("case", MEANS)

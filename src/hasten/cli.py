@@ -213,7 +213,9 @@ def _progress() -> Any:
 def _show(found: Report, as_json: bool, *, running: bool = False) -> None:
     """Prints the report and leaves with its exit code; looking at an unfinished run is no error."""
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        from hasten.report import json_text
+
+        print(json_text(found), end="")
     else:
         from hasten.report.terminal import show
 

@@ -254,10 +254,11 @@ def _save_module(module: nn.Module, place: Path) -> None:
 
 def _told(place: Path, job: Job) -> Report:
     """Runs the job and writes report.json and report.html, in the run folder and beside the result."""
+    from hasten.report import json_text
     from hasten.search import export, run
 
     finished = _with_sentence(run.optimize(job))
-    text = json.dumps(finished.to_json(), indent=1) + "\n"
+    text = json_text(finished)
     if finished.artifact:
         export.add(Path(finished.artifact), "report.json", text)
     folder.write(place / "report.json", text)

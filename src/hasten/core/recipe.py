@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -200,11 +200,6 @@ class Recipe:
             return cls(tuple(part_from_json(s) for s in record["steps"]), part_from_json(record["engine"]))
         except (KeyError, TypeError) as why:
             raise UsageError(f"expected a recipe with `steps` and `engine`, got {str(record)[:200]}") from why
-
-    def prefixes(self) -> Iterator[tuple[Step, ...]]:
-        """Every beginning of the steps, the longest first, down to no step at all."""
-        for length in range(len(self.steps), -1, -1):
-            yield self.steps[:length]
 
     def key(self) -> str:
         """SHA-256 of its canonical JSON, in hexadecimal."""

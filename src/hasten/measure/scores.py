@@ -262,7 +262,7 @@ _KNOWN: tuple[tuple[str, Score], ...] = (
 
 
 def by_name(name: str) -> Score:
-    """The score of that name, short or as `name_of` gives it; `top3` for any number. Raises UsageError on another.
+    """The score of that name, short or in full; `top3` for any number. Raises UsageError on another.
 
     >>> by_name("top3") == by_name("top-3 accuracy") == TopK(k=3)
     True
@@ -274,11 +274,6 @@ def by_name(name: str) -> Score:
     if not found:
         raise UsageError(f"no score named {name!r}; choose one of {', '.join(short for short, _ in _KNOWN)}")
     return found[0]
-
-
-def name_of(score: Score) -> str:
-    """The name from which `by_name` makes the score again."""
-    return score.name
 
 
 def choose(labels: Array | None, outputs: Arrays, *, name: str | None = None) -> Score:
