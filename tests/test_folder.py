@@ -121,3 +121,11 @@ def test_the_seal_records_before_it_opens() -> None:
     sealed = Sealed(read, size=2, fingerprint="f")
     assert sealed.open(lambda fingerprint: happened.append(fingerprint)) is view
     assert happened == ["f", "read"]
+
+
+def test_a_disk_that_fills_up_inside_the_block_is_a_matter_of_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the disk is full"), folder.new_folder(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), folder.new_folder(tmp_path / "a"):
+        raise FileNotFoundError(2, "No such file")
+    assert not list(tmp_path.iterdir())

@@ -75,3 +75,9 @@ def test_a_contestant_that_cannot_start_is_named(tmp_path: Path) -> None:
 def test_a_protocol_needs_two_rounds() -> None:
     with pytest.raises(ValueError, match="2 <= fewest <= most, got 1 and 3"):
         Protocol(fewest=1, most=3)
+
+
+def test_too_few_rows_are_repeated_to_fill_a_batch() -> None:
+    rows = np.array([[1.0], [2.0], [3.0]])
+    (piece,) = timing._piece((rows,), 5)
+    assert piece[:, 0].tolist() == [1, 2, 3, 1, 2]

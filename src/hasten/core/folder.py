@@ -17,6 +17,7 @@ from typing import IO
 from hasten.core.errors import RunLocked, StorageError
 
 MANIFEST = "manifest.json"
+_AT_ITS_END = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Lock:
@@ -67,7 +68,12 @@ def storage(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as why:
-        told = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission", errno.EROFS: "the disk is read-only"}
+        told = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the quota is used up",
+            errno.EACCES: "no permission",
+            errno.EROFS: "the disk is read-only",
+        }
         cause = told.get(why.errno or 0, why.strerror or str(why))
         raise StorageError(f"cannot write in {where}: {cause}; what was finished before is safe there") from why
 
@@ -96,7 +102,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as why:  # of the block; only what says that the disk is at its end is a matter of storage
+            if why.errno not in _AT_ITS_END:
+                raise
+            with storage(path.parent):
+                raise
         with storage(path.parent):
             _seal(temporary)
             if path.exists():

@@ -119,7 +119,7 @@ def race(
 
     Args:
         contestants: the packed networks.
-        inputs: arrays with at least as many rows as the largest batch size; every call of a size sees the same rows.
+        inputs: one array per input; every call of a batch size sees the same rows, repeated where there are too few.
         batches: batch sizes.
         protocol: rounds and blocks; the full protocol if None.
         progress: called after each round with the share done, of the rounds that are to be expected, and a few words.
@@ -128,7 +128,7 @@ def race(
         ChildFailed: if a contestant cannot be loaded, crashes or hangs.
     """
     protocol = protocol or FULL
-    pieces = [tuple(np.ascontiguousarray(a[:batch]) for a in inputs) for batch in batches]
+    pieces = [_piece(inputs, batch) for batch in batches]
     rounds: list[_Round] = []
     start = time.monotonic()
     while len(rounds) < protocol.most:
@@ -160,7 +160,7 @@ def quick(runner: Runner, inputs: Arrays, batches: Sequence[int], *, block_ms: f
     """A cheap look at one running network, for ranking only: one launch, so the figures may be off by several percent."""
     found = []
     for batch in batches:
-        piece = tuple(np.ascontiguousarray(a[:batch]) for a in inputs)
+        piece = _piece(inputs, batch)
         first, calls = _warm_up(runner, piece, block_ms)
         times = runner.time(piece, calls=calls) / 1e6
         found.append(summarize(times, batch=batch, launches=1, first_call_ms=first))
@@ -201,6 +201,10 @@ def _turns(order: Sequence[int], blocks: int) -> Iterator[int]:
     """A B C, C B A, A B C, …: what drifts while they take turns falls on all alike."""
     for block in range(blocks):
         yield from order if block % 2 == 0 else reversed(order)
+
+
+def _piece(inputs: Arrays, batch: int) -> Arrays:
+    return tuple(np.ascontiguousarray(a[np.arange(batch) % len(a)]) for a in inputs)
 
 
 def _awake(runner: Runner, work: Callable[..., T], *arguments: Any) -> T:
