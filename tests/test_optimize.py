@@ -134,7 +134,7 @@ def test_a_held_folder_is_refused_at_once(finished: tuple[Path, Report], inputs:
         assert verbs.load_report(run).state == "finished"
     finally:
         lock.release()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # far below the time of a run
 
 
 def reopened(run: Path, to: Path) -> Path:
