@@ -14,12 +14,18 @@ from hasten.measure import machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(name: str, measure: Callable[[argparse.Namespace], dict[str, Any]], show: Callable[[dict[str, Any]], None]) -> None:
+def run(
+    name: str,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    more: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> None:
     """Parses --quick, --json and --save, measures, prints, and writes `results/NAME.json` if asked."""
     parser = argparse.ArgumentParser(description=measure.__doc__)
     parser.add_argument("--quick", action="store_true", help="at most a minute, fewer repetitions")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{name}.json")
+    more(parser)
     options = parser.parse_args()
     start = time.time()
     options.keep = lambda found: _complete(name, found, options, start)

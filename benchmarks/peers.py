@@ -1,6 +1,6 @@
 """hasten against what one would do by hand, on the same networks, all timed in one run.
 
-    python benchmarks/peers.py [--quick] [--json] [--save]
+    python benchmarks/peers.py [--quick] [--json] [--save] [--only NAME]
 
 For each trained reference network: hasten.optimize (limit 1 point, for batch 1 and for batch 32), and six peers with their
 usual settings: eager PyTorch, torch.compile with freezing, ONNX Runtime fp32, ONNX Runtime static int8 (its own quantizer),
@@ -149,9 +149,8 @@ def compare(wanted: reference_networks.Reference, work: Path, protocol: timing.P
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs all reference networks."""
-    wanted = list(reference_networks.REFERENCES)
+    wanted = [r for r in reference_networks.REFERENCES if not options.only or r.name in options.only]
     protocol = timing.Protocol(fewest=5, most=8, longest_s=120)
-    timing.FULL = timing.Protocol(fewest=8, most=8)  # hasten's own final timing; everything is raced again below
     if options.quick:
         wanted = [replace(r, settings=replace(r.settings, epochs=1)) for r in wanted if r.name == "mlp-mnist5k"]
         protocol = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2)
@@ -196,4 +195,5 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    machine.run("peers", measure, show)
+    names = [r.name for r in reference_networks.REFERENCES]
+    machine.run("peers", measure, show, lambda parser: parser.add_argument("--only", action="append", choices=names))

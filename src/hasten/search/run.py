@@ -169,7 +169,8 @@ def _conclude(job: Job, bench: Bench, original: Trial, plain: Trial, proof: Proo
     timed = finals.final_timing(bench, original, plain, best, watch.progress)
     if best.number != plain.number and not _at(timed.over_plain, batch).faster and plain in small:
         best, timed = plain, summary.with_best(timed, plain=True)
-    helped = plain.number == original.number or _at(timed.plain_over_original, batch).faster
+    # Equal outputs risk nothing, so the estimate decides between the plain engine and the network as given.
+    helped = plain.number == original.number or _at(timed.plain_over_original, batch).value > 1
     if best.number == plain.number and not helped and original in small:
         best, timed = original, summary.with_best(timed, plain=False)
     missed = [*summary.missed_size(best, limit), *summary.missed_speed(timed, limit, batch)]
