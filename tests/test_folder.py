@@ -70,7 +70,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     script = f"from pathlib import Path; from hasten.core.folder import Lock; Lock(Path({str(tmp_path)!r}))"
     start = time.monotonic()
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 120
     assert f"in use by process {os.getpid()}" in other.stderr
     lock.release()
     assert not folder.locked(tmp_path)
