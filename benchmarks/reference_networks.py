@@ -79,6 +79,13 @@ REFERENCES = (
         settings=Fit(epochs=6, batch=64, learning_rate=0.01),
     ),
     Reference(network="mlp", task="fashion_mnist", examples=20_000, goal=0.86, settings=Fit(epochs=20, learning_rate=0.003)),
+    Reference(
+        network="resnet20",
+        task="fashion_mnist",
+        examples=20_000,
+        goal=0.90,
+        settings=Fit(epochs=5, batch=64, learning_rate=0.01),
+    ),
 )
 
 

@@ -1,0 +1,92 @@
+"""What every step on a module starts from: an own copy to work on, its layers by name, and its lifted form.
+
+The lifted form is an `fx.GraphModule` whose layers are ordinary modules under the user's names and whose other calls are aten
+operators (see `load.lift`); a step that must know how layers hang together works on that.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import fx, nn
+
+from hasten.core.errors import UsageError
+from hasten.core.network import Network
+from hasten.load.lift import lift
+from hasten.load.lower import quiet
+from hasten.load.program import export_program
+
+
+def own_copy(network: Network) -> nn.Module:
+    """A deep copy of the module, in eval mode, for a step to write on."""
+    return copy.deepcopy(network.module).eval()
+
+
+def lifted(network: Network) -> fx.GraphModule:
+    """The module of `network` in its lifted form, in eval mode: a copy where it has that form already, else exported first.
+
+    Raises:
+        Unsupported: naming why torch.export cannot follow the module.
+    """
+    if is_lifted(network.module):
+        made = copy.deepcopy(network.module)
+        assert isinstance(made, fx.GraphModule)
+        return made.eval()
+    with quiet():
+        return lift(export_program(network))
+
+
+def is_lifted(module: nn.Module) -> bool:
+    """Whether every call in the module is a layer, an aten operator or plain Python on sizes."""
+    if not isinstance(module, fx.GraphModule):
+        return False
+    return all(
+        n.op != "call_method" and (n.op != "call_function" or isinstance(n.target, torch._ops.OpOverload) or _on_sizes(n))
+        for n in module.graph.nodes
+    )
+
+
+def _on_sizes(node: fx.Node) -> bool:
+    return getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+
+
+def named(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...], *, only: Sequence[str] = (), keep: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """The layers of exactly these kinds by name, each object once.
+
+    Args:
+        only: patterns of names ("features.*") to take; all where it is empty.
+        keep: patterns of names to leave out.
+
+    Raises:
+        UsageError: where a pattern meets no layer; it names the nearest.
+    """
+    known = {name: layer for name, layer in module.named_modules() if type(layer) in kinds}
+    everything = [name for name, _ in module.named_modules() if name]
+    for pattern in (*only, *keep):
+        if not fnmatch.filter(everything, pattern):
+            raise UsageError(f"no layer is named {pattern!r}; {nearest(pattern, everything)}")
+    wanted = {name for name in known if not only or _meets(name, only)}
+    return {name: layer for name, layer in known.items() if name in wanted and not _meets(name, keep)}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the closest of the known names."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    return f"the nearest are {', '.join(close)}" if close else "the network has no named layers"
+
+
+def patterns(field: str, value: object) -> None:
+    """Checks a setting that holds patterns of layer names. Raises TypeError on a plain text."""
+    if isinstance(value, str) or not all(isinstance(v, str) for v in value):  # type: ignore[attr-defined]
+        raise TypeError(f"{field} must be a tuple of layer names or patterns, got {value!r}")
+
+
+def _meets(name: str, wanted: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
