@@ -11,6 +11,7 @@ held-out data. `--quick` takes one small network and two rounds.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import sys
 import tempfile
@@ -149,6 +150,8 @@ def compare(wanted: reference_networks.Reference, work: Path, protocol: timing.P
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs all reference networks."""
+    if importlib.util.find_spec("nncf") is None:
+        sys.exit("one of the peers is not installed: pip install 'hasten[peers]'")
     wanted = [r for r in reference_networks.REFERENCES if not options.only or r.name in options.only]
     protocol = timing.Protocol(fewest=5, most=8, longest_s=120)
     if options.quick:

@@ -179,21 +179,41 @@ def test_proof_data_that_was_opened_before_is_called_reused(
     assert not finished[1].openings[0].reused
 
 
-def test_poisoned_proof_data_changes_no_candidate(finished: tuple[Path, Report], inputs: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """The law of the seal: with every label of *prove* wrong, everything up to the proof stays as it was."""
+def unsearched(run: Path, to: Path) -> Path:
+    """A copy of a finished run with its data cut and its heats timed, but with no trial and no choice."""
+    reopened(run, to)
+    database = sqlite3.connect(to / "run.sqlite")
+    database.execute("DELETE FROM trials")
+    database.execute("DELETE FROM facts WHERE name IN ('frozen', 'ledger') OR name LIKE 'network %'")
+    database.commit()
+    database.close()
+    for name in ("packages", "cache", "outputs", "artifact"):
+        shutil.rmtree(to / name, ignore_errors=True)
+    return to
+
+
+def test_poisoned_proof_data_changes_no_candidate(
+    finished: tuple[Path, Report], inputs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The law of the seal: with every label of *prove* wrong, the whole search, given the same timings, goes as before."""
+    from hasten.search import bench
+
     run, report = finished
-    poisoned = reopened(run, tmp_path / "run")
+    times = {t.number: t.measurement.latency for t in report.trials if t.measurement}
+    monkeypatch.setattr(bench.timing, "quick", lambda runner, *_: times[int(runner._folder.name)])
+    poisoned = unsearched(run, tmp_path / "run")
     poison(poisoned)
     before = Store(run / "run.sqlite", writable=False)
     found = verbs.optimize(*inputs, max_drop=0.05, run=poisoned, options=FEW)
     after = Store(poisoned / "run.sqlite", writable=False)
+    assert [(t.recipe, t.state) for t in found.trials] == [(t.recipe, t.state) for t in report.trials]
+    for new, old in zip(found.trials, report.trials, strict=True):
+        assert new.measurement
+        assert old.measurement
+        assert (new.measurement.score_drop, new.measurement.latency) == (old.measurement.score_drop, old.measurement.latency)
     assert after.fact("frozen") == before.fact("frozen")
-    assert found.trials == report.trials
-    assert found.ledger == report.ledger
-    packages = sorted(p.name for p in (run / "packages").iterdir())
-    assert packages == sorted(p.name for p in (poisoned / "packages").iterdir())
-    for name in packages:
-        assert (run / "packages" / name / "manifest.json").read_bytes() == (poisoned / "packages" / name / "manifest.json").read_bytes()
+    assert [(line.part, line.score_drop) for line in found.ledger] == [(line.part, line.score_drop) for line in report.ledger]
+    assert {p.name for p in (run / "packages").iterdir()} == {p.name for p in (poisoned / "packages").iterdir()}
     assert found.chosen
     assert found.chosen.score < 0.5  # the poison was looked at, in the end
     assert found.openings[0].fingerprint != report.openings[0].fingerprint

@@ -167,12 +167,7 @@ def _conclude(job: Job, bench: Bench, original: Trial, plain: Trial, proof: Proo
     best = ranked[0] if ranked else plain
     watch.stage("timing", "timing the result in fresh launches")
     timed = finals.final_timing(bench, original, plain, best, watch.progress)
-    if best.number != plain.number and not _at(timed.over_plain, batch).faster and plain in small:
-        best, timed = plain, summary.with_best(timed, plain=True)
-    # Equal outputs risk nothing, so the estimate decides between the plain engine and the network as given.
-    helped = plain.number == original.number or _at(timed.plain_over_original, batch).value > 1
-    if best.number == plain.number and not helped and original in small:
-        best, timed = original, summary.with_best(timed, plain=False)
+    best, timed = fall_back(original, plain, best, timed, allowed=[t.number for t in small], batch=batch)
     missed = [*summary.missed_size(best, limit), *summary.missed_speed(timed, limit, batch)]
     chosen = _chosen(bench, best, timed, proof)
     final = summary.Final(
@@ -184,6 +179,22 @@ def _conclude(job: Job, bench: Bench, original: Trial, plain: Trial, proof: Proo
     )
     export.package(job.folder, bench, best, original, name="best-so-far" if missed else "artifact")
     job.store.remember("final", final.to_json())
+
+
+def fall_back(
+    original: Trial, plain: Trial, best: Trial, timed: FinalTiming, *, allowed: Sequence[int], batch: int
+) -> tuple[Trial, FinalTiming]:
+    """What is returned after the final timing: `best`, or the plain engine, or the network as given, with its figures.
+
+    A lossy result must be shown faster than the plain engine (the low end of the interval above 1). Equal outputs risk nothing,
+    so the estimate decides between the plain engine and the network as given. `allowed`: numbers that are within the caps.
+    """
+    if best.number != plain.number and not _at(timed.over_plain, batch).faster and plain.number in allowed:
+        best, timed = plain, summary.with_best(timed, plain=True)
+    helped = plain.number == original.number or _at(timed.plain_over_original, batch).value > 1
+    if best.number == plain.number and not helped and original.number in allowed:
+        best, timed = original, summary.with_best(timed, plain=False)
+    return best, timed
 
 
 def _chosen(bench: Bench, best: Trial, timed: FinalTiming, proof: Proof) -> Chosen:
