@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, QuantizeStatic
+from hasten.compress import FoldBatchNorm, PruneStructure, QuantizeStatic
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -25,7 +25,12 @@ from hasten.train import FineTune
 from networks import NETWORKS, QUICK, lowered, network
 
 # One row per method. Adding a method is one row here.
-STEPS: tuple[Step, ...] = (FoldBatchNorm(), FineTune(epochs=1, batch=8), QuantizeStatic())
+STEPS: tuple[Step, ...] = (
+    FoldBatchNorm(),
+    PruneStructure(multiple=2),
+    FineTune(epochs=1, batch=8),
+    QuantizeStatic(),
+)
 ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
@@ -73,13 +78,13 @@ def test_slow_engines_keep_the_laws_too(engine: Engine, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_steps_compose(name: str, tmp_path: Path) -> None:
-    """Fold, fine-tune, quantize, run: it runs, or a step says why not.
+    """Fold, prune, fine-tune, quantize, run: it runs, or a step says why not.
 
     OpenVINO rounds Q/DQ graphs its own way; test_quantize holds its answers against the float graph.
     """
     made = network(name)
     told = context(made, made)
-    for step in (FoldBatchNorm(), FineTune(epochs=1, batch=8), QuantizeStatic()):
+    for step in (FoldBatchNorm(), PruneStructure(), FineTune(epochs=1, batch=8), QuantizeStatic()):
         if step.takes == "graph":
             made = lower(made)
         try:

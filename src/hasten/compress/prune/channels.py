@@ -1,0 +1,144 @@
+"""Structured pruning: channels, heads, hidden units leave, and every tensor that held them becomes smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import fx
+
+from hasten.compress import layers
+from hasten.compress.prune import saliency as saliencies
+from hasten.compress.prune import shares
+from hasten.compress.prune.saliency import SALIENCIES, Saliency
+from hasten.compress.prune.shares import SCOPES, Scope
+from hasten.compress.prune.structure import Family, Structure, analyse, chosen
+from hasten.compress.prune.units import Ids
+from hasten.core.errors import Unsupported
+from hasten.core.network import Kind, Network
+from hasten.core.recipe import Aim, Context, Space, Stage
+from hasten.train import Fit, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneStructure:
+    """Takes out the units that matter least: channels of convolutions, features of linear layers, hidden units of recurrent
+    layers and of MLPs, attention heads; the network really shrinks, and a denser engine runs it faster.
+
+    Units that live and die together (the channels of a residual stream, the query, key, value and output of a head, the
+    groups of a convolution) are found on the exported graph and go as one. What a layer norm averages over, what the network
+    gives out, and what runs through an operator that is not known stays. Before anything is returned the smaller network is
+    run against the whole one with the same units set to zero; they must agree to 1e-4.
+
+    Args:
+        ratio: share of the units that go, in (0, 1). Of the weights in reach for the scope "sensitivity".
+        saliency: what makes a unit matter: "l1", "l2" (norm of its weights), "taylor" (gradient · weight on *train*), "fpgm"
+            (distance to the other units), "bn" (scale of its batch norm), "random" (the control).
+        scope: "layer" takes the share of every family of units alike, "global" the least of all together, "sensitivity" where
+            the outputs on the calibrate view change the least.
+        multiple: families of single channels keep a multiple of this, where they have at least twice as many; >= 1.
+        rounds: the share is reached in so many equal steps, with a training after each but the last; >= 1.
+        epochs: passes over *train* in each of these trainings, > 0.
+        only: patterns of layer names; all where it is empty.
+        keep: patterns of layer names whose units stay.
+
+    Raises:
+        ValueError, TypeError: on a setting outside its range.
+
+    References:
+        H. Li et al., "Pruning Filters for Efficient ConvNets", 2016, arXiv:1608.08710.
+        P. Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771 ("taylor").
+        Y. He et al., "Filter Pruning via Geometric Median", 2018, arXiv:1811.00250 ("fpgm").
+        Z. Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017, arXiv:1708.06519 ("bn").
+    """
+
+    takes: ClassVar[Kind] = "module"
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+    lossless: ClassVar[bool] = False
+    aims: ClassVar[frozenset[Aim]] = frozenset({"speed", "size"})
+    reads_profile: ClassVar[bool] = False
+
+    ratio: float = 0.5
+    saliency: Saliency = "l2"
+    scope: Scope = "layer"
+    multiple: int = 8
+    rounds: int = 1
+    epochs: float = 1.0
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio must be in (0, 1), got {self.ratio}")
+        if self.saliency not in SALIENCIES:
+            raise ValueError(f"saliency must be one of {', '.join(SALIENCIES)}, got {self.saliency!r}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {self.multiple}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        layers.patterns("only", self.only)
+        layers.patterns("keep", self.keep)
+
+    def apply(self, network: Network, context: Context) -> Network:
+        """The smaller network, in lifted form. Train it afterwards: what was taken out is missed.
+
+        Raises:
+            Unsupported: where nothing can shrink, or a layer in `only` cannot; with the reason.
+            UsageError: where a pattern meets no layer.
+        """
+        start: dict[str, int] = {}
+        for turn in range(1, self.rounds + 1):
+            structure = analyse(network)
+            families = chosen(structure, only=self.only, keep=self.keep)
+            for family in families:
+                start.setdefault(family.name, len(family))
+            context.progress((turn - 0.9) / self.rounds, "weighing units")
+            gone = self._gone(structure, families, context, self.ratio * turn / self.rounds, start)
+            network = network.with_body(_smaller(structure, families, gone))
+            if turn < self.rounds:
+                network = network.with_body(self._trained(network, context))
+        return network
+
+    @classmethod
+    def space(cls, network: Network) -> Space:
+        """Ratios and scopes. Raises Unsupported where nothing can shrink."""
+        chosen(analyse(network), only=(), keep=())
+        return {"ratio": (0.5, 0.25, 0.75), "scope": ("layer", "global", "sensitivity")}
+
+    def _gone(self, structure: Structure, families: list[Family], context: Context, ratio: float, start: dict[str, int]) -> Ids:
+        """The units that leave, when `ratio` of those at the start shall be gone."""
+        found = saliencies.scores(structure, families, self.saliency, context)
+        before = sum(start[f.name] for f in families)
+        now = sum(len(f) for f in families)
+        due = 1 - (1 - ratio) * before / now  # of what is there now
+        if due <= 0:
+            return np.zeros(0, dtype=np.int64)
+        if self.scope == "layer":
+            part = [max(0.0, 1 - (1 - ratio) * start[f.name] / len(f)) for f in families]
+        elif self.scope == "global":
+            part = shares.together(found, due)
+        else:
+            part = shares.borne(structure, families, found, due, context.calibrate)
+        kept = shares.counts(families, part, self.multiple)
+        return np.concatenate([shares.least(f, s, 1 - k / len(f)) for f, s, k in zip(families, found, kept, strict=True)])
+
+    def _trained(self, network: Network, context: Context) -> object:
+        teacher = context.original.module if context.loss == "original" and context.original else None
+        settings = Fit(loss=context.loss, epochs=self.epochs, batch=network.fixed_batch or 64, learning_rate=1e-3, weight_decay=0.0)
+        return fit(
+            network.module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress
+        ).module
+
+
+def _smaller(structure: Structure, families: list[Family], gone: Ids) -> fx.GraphModule:
+    if len(gone) == 0:
+        widest = max(families, key=len)
+        raise Unsupported(f"no unit can go at this ratio and multiple: the widest layer, {widest.name}, has {len(widest)} units")
+    if (wrong := structure.exact(gone)) is not None:
+        raise Unsupported(f"taking units out of this network is not safe: {wrong}")
+    return structure.without(gone)

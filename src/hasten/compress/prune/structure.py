@@ -1,0 +1,185 @@
+"""What of a network can go, and taking it out: families of units, the smaller network, and the check that it is the same one.
+
+The check is the definition: the network without some units must give what the whole network gives with every weight of these
+units zero. A family that fails it, for whatever reason, is refused; none is ever taken out on trust.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from hasten.compress import layers as lifting
+from hasten.compress.prune import rewrite
+from hasten.compress.prune.trace import Place, Trace
+from hasten.compress.prune.units import Ids
+from hasten.core.errors import Unsupported
+from hasten.core.network import Arrays, Network
+from hasten.load.lower import forward, relative_difference
+
+EXACT = 1e-4  # of the largest output: float32 sums in another order
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Units that stand side by side in the same layers, of which any may go but the last: the channels of a stage, the heads
+    of a layer.
+
+    Args:
+        name: of the first layer that makes them.
+        layers: names of all layers that make them.
+        units: roots, in the order of the first layer.
+        width: positions of one unit along the first layer's outputs.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: Ids
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+@dataclass(eq=False)
+class Structure:
+    """A lifted network with all that may be taken out of it.
+
+    Args:
+        module: in lifted form, stacked recurrent layers one by one.
+        trace: how its axes hang together.
+        example: what it is checked on.
+        families: what may shrink.
+        refused: layers whose outputs stay, with the reason.
+    """
+
+    module: fx.GraphModule
+    trace: Trace
+    example: Arrays
+    families: tuple[Family, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def without(self, gone: Ids) -> fx.GraphModule:
+        """The network without these units, smaller in every tensor that held them."""
+        return rewrite.without(self.module, self.trace, gone)
+
+    def silenced(self, gone: Ids) -> fx.GraphModule:
+        """The network with every weight of these units zero."""
+        module = copy.deepcopy(self.module)
+        tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+        with torch.no_grad():
+            for place, ids in self.trace.axes():
+                away = np.flatnonzero(np.isin(self.trace.units.find(ids), gone))
+                tensors[place.path].index_fill_(place.axis, torch.from_numpy(away), 0)
+        return module
+
+    def exact(self, gone: Ids) -> str | None:
+        """None where `without` gives what `silenced` gives, else what is wrong."""
+        try:
+            expected = _run(self.silenced(gone), self.example)
+            given = _run(self.without(gone), self.example)
+        except Exception as why:  # a shape that does not fit any more shows as any error
+            return f"it does not run without them: {str(why).splitlines()[0][:120] if str(why) else type(why).__name__}"
+        if [a.shape for a in expected] != [a.shape for a in given]:
+            return "its outputs change their shapes without them"
+        worst = max((relative_difference(a, b) for a, b in zip(expected, given, strict=True)), default=0.0)
+        return None if worst <= EXACT else f"its outputs differ by {worst:.2g} of the largest without them"
+
+    def positions(self, place: Place) -> Ids:
+        """The root of each position along an axis of a stored tensor."""
+        ids = self.trace.stored[place.path].plain[place.axis]
+        assert ids is not None
+        return self.trace.units.find(ids)
+
+    def makers(self, family: Family) -> list[Place]:
+        """The output axes that hold the family."""
+        inside = set(family.units.tolist())
+        return [p for p in _writers(self.trace) if inside & set(self.positions(p).tolist())]
+
+
+def analyse(network: Network) -> Structure:
+    """Finds what may be taken out of a module and checks every family by itself.
+
+    Raises:
+        Unsupported: where torch.export cannot follow the module.
+    """
+    module = rewrite.unstack(rewrite.flatten(lifting.lifted(network)))
+    trace = Trace(module, network.example)
+    structure = Structure(module, trace, network.example, ())
+    families, refused = _families(trace)
+    several = [f for f in families if len(f) > 1]
+    refused |= {name: "it is a single unit" for f in families if len(f) == 1 for name in f.layers}
+    if several and structure.exact(np.concatenate([f.units[1::2] for f in several])) is not None:
+        reasons = {f: structure.exact(f.units[1::2]) for f in several}
+        refused |= {name: why for f, why in reasons.items() if why for name in f.layers}
+        several = [f for f, why in reasons.items() if why is None]
+    structure.families, structure.refused = tuple(several), refused
+    return structure
+
+
+def _writers(trace: Trace) -> list[Place]:
+    return [p for p in trace.writers if trace.stored[p.path].plain[p.axis] is not None]
+
+
+def _families(trace: Trace) -> tuple[list[Family], dict[str, str]]:
+    together: dict[int, int] = {}  # unit → the first unit of its family, by way of others
+
+    def top(unit: int) -> int:
+        while together.setdefault(unit, unit) != unit:
+            unit = together[unit]
+        return unit
+
+    refused: dict[str, str] = {}
+    free: dict[Place, list[int]] = {}
+    for place in _writers(trace):
+        roots = trace.units.find(trace.stored[place.path].plain[place.axis])  # type: ignore[arg-type]
+        free[place] = [u for u in dict.fromkeys(roots.tolist()) if trace.units.why_fixed(u) is None]
+        if not free[place]:
+            refused[_layer(place)] = trace.units.why_fixed(int(roots[0])) or ""
+        for one, other in zip(free[place], free[place][1:], strict=False):
+            together[top(other)] = top(one)
+    found: dict[int, list[Place]] = {}
+    for place, units in free.items():
+        if units:
+            found.setdefault(top(units[0]), []).append(place)
+    return [_family(trace, places, free) for places in found.values()], refused
+
+
+def _family(trace: Trace, places: Sequence[Place], free: dict[Place, list[int]]) -> Family:
+    units = list(dict.fromkeys(u for place in places for u in free[place]))
+    roots = trace.units.find(trace.stored[places[0].path].plain[places[0].axis])  # type: ignore[arg-type]
+    names = tuple(dict.fromkeys(_layer(p) for p in places))
+    return Family(names[0], names, np.array(units), int((roots == units[0]).sum()))
+
+
+def _layer(place: Place) -> str:
+    return place.path.rpartition(".")[0] or place.path
+
+
+def chosen(structure: Structure, *, only: Sequence[str], keep: Sequence[str]) -> list[Family]:
+    """The families that hold a layer named by `only` (all where it is empty) and none named by `keep`.
+
+    Raises:
+        UsageError: where a pattern meets no layer.
+        Unsupported: where a layer named in full cannot shrink, or nothing is left.
+    """
+    kinds = tuple({type(m) for m in structure.module.modules()})
+    wanted = set(lifting.named(structure.module, kinds, only=only, keep=keep))
+    held = set(lifting.named(structure.module, kinds, only=keep)) if keep else set()
+    for name in only:
+        if name in structure.refused:
+            raise Unsupported(f"{name} cannot shrink: {structure.refused[name]}")
+    found = [f for f in structure.families if wanted & set(f.layers) and not held & set(f.layers)]
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(structure.refused.items())[:3])
+        raise Unsupported(f"nothing in this network can shrink ({reasons or 'it has no layers with weights'})")
+    return found
+
+
+def _run(module: nn.Module, example: Arrays) -> Arrays:
+    return forward(Network(kind="module", body=module, example=example), example)
