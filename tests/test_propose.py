@@ -73,6 +73,31 @@ def test_it_finds_the_combination_and_mends_it() -> None:
     assert len(asked) <= 40
 
 
+def test_what_loses_beyond_hope_is_mended_on_the_spot_and_built_upon() -> None:
+    """As structured pruning does: half the time, and no use before it is trained."""
+
+    def model(recipe: Recipe) -> tuple[float, float]:
+        ms, drop = usual(recipe)
+        alone = any(isinstance(s, Shrink) for s in recipe.steps) and not any(isinstance(s, Mend) for s in recipe.steps)
+        return ms, 0.7 if alone else drop
+
+    asked = run(model)
+    best = min((r for r in asked if model(r)[1] <= 0.01), key=lambda r: model(r)[0])
+    assert [type(s) for s in best.steps] == [Shrink, Mend, Round]
+    assert sum(r.steps == (Shrink(),) for r in asked) == 1  # hopeless in one engine is hopeless in all
+    assert len(asked) <= 40
+
+
+def test_where_mending_does_not_help_a_milder_setting_is_tried() -> None:
+    def model(recipe: Recipe) -> tuple[float, float]:
+        amount = max([0.0, *(s.amount for s in recipe.steps if isinstance(s, Shrink))])
+        return 10.0 - 5 * bool(amount), {0.0: 0.0, 0.5: 0.7, 0.75: 0.0}[amount]
+
+    asked = run(model)
+    best = min((r for r in asked if model(r)[1] <= 0.01), key=lambda r: model(r)[0])
+    assert Shrink(amount=0.75) in best.steps
+
+
 def test_nothing_is_mended_that_lost_nothing() -> None:
     asked = run(lambda recipe: (usual(recipe)[0], 0.0))
     assert not any(isinstance(step, Mend) for recipe in asked for step in recipe.steps)

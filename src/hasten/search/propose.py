@@ -1,8 +1,8 @@
 """Which recipe to try next. Knows steps and engines by their class facts and fields alone.
 
 Cheap before dear: (1) race the engines on the unchanged network and tune the fastest; (2) put each step in front of each
-engine, in the order of the stages; (3) tune the fields of what came out best; (4) where score was lost, try the steps that
-aim at it.
+engine, in the order of the stages, with a step that aims at the score behind it where it loses too much alone; (3) tune the
+fields of what came out best; (4) where score was lost, try the steps that aim at it.
 It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
 run repeats them.
 """
@@ -23,6 +23,7 @@ Dialogue = Generator[Recipe, Trial, None]
 
 SLOW = 4.0  # an engine this many times slower than the fastest on the unchanged network is left behind
 GAIN = 1.02  # a change must bring this much to be called faster
+TRIES = 3  # settings of one step, where the usual one loses too much
 REPAIR = 0.25  # share of the limit that a recipe must lose before steps that aim at the score are tried
 
 
@@ -47,6 +48,10 @@ class _Board:
         """Those that ran, the fastest first."""
         return sorted((r for r in recipes if self.ms(r) < float("inf")), key=self.ms)
 
+    def known_hopeless(self, recipe: Recipe) -> bool:
+        """Whether the same steps have lost the score beyond hope in another engine."""
+        return any(r.steps == recipe.steps and self.ms(r) < float("inf") and not self.hopeful(r) for r in self.trials)
+
     def hopeful(self, recipe: Recipe) -> bool:
         """Whether its score is not far beyond the limit."""
         return self.drop(recipe) <= 4 * self.settings.limit.max_drop + 1e-9
@@ -69,16 +74,17 @@ def propose(catalogue: Catalogue, spaces: Mapping[type[Step], Space], settings: 
     for recipe in leaders[:2]:
         yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
     # Integers change which engine is fastest, so every leader meets every step.
+    menders = [kind for kind in spaces if kind.aims == {"score"}]
     for kind in sorted(spaces, key=lambda kind: (kind.stage, kind.__name__)):
-        if kind.aims != {"score"}:
-            yield from _extend(board, kind, best)
+        if kind not in menders:
+            yield from _extend(board, [kind(), *variations(kind(), spaces[kind])][:TRIES], best, menders)
     changed = [r for r in board.ranked(list(board.trials)) if r.steps and board.hopeful(r)]
     for recipe in changed[:2]:
-        for step in recipe.steps:
+        for step in (s for s in recipe.steps if type(s) not in menders):
             yield from _tune(board, recipe, step, spaces[type(step)])
     for recipe in _distinct(board, changed):
         yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
-    yield from _repair(board, [kind for kind in spaces if kind.aims == {"score"}], spaces)
+    yield from _repair(board, menders, spaces)
 
 
 def insert(recipe: Recipe, step: Step) -> Recipe | None:
@@ -125,15 +131,35 @@ def _tune(board: _Board, recipe: Recipe, part: Step | Engine, space: Space) -> D
                 best, current = candidate, changed
 
 
-def _extend(board: _Board, kind: type[Step], best: dict[type[Any], Recipe]) -> Dialogue:
-    """The step, with its usual settings, in the best recipe of each engine; where it pays, later steps build on it."""
+def _extend(board: _Board, steps: Sequence[Step], best: dict[type[Any], Recipe], menders: Sequence[type[Step]]) -> Dialogue:
+    """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first.
+
+    The others are tried only where those before them lose the score beyond mending.
+    """
     for engine, recipe in list(best.items()):
-        candidate = insert(recipe, kind())
-        if candidate is None:
-            continue
+        for candidate in (insert(recipe, step) for step in steps):
+            if candidate is None:
+                break
+            made = yield from _mended(board, candidate, recipe, menders)
+            if made is not None and board.ms(made) * GAIN < board.ms(recipe):
+                best[engine] = made
+            if made is not None:
+                break
+
+
+def _mended(board: _Board, candidate: Recipe, before: Recipe, menders: Sequence[type[Step]]) -> Generator[Recipe, Trial, Recipe | None]:
+    """The candidate where its score gives hope or its speed gives none; else with the first mender that brings hope; else None."""
+    if not board.known_hopeless(candidate):
         yield from _try(board, [candidate])
-        if board.ms(candidate) * GAIN < board.ms(recipe) and board.hopeful(candidate):
-            best[engine] = candidate
+        if board.hopeful(candidate) or not board.ms(candidate) * GAIN < board.ms(before):
+            return candidate
+    for kind in menders:
+        longer = insert(candidate, kind())
+        if longer is not None:
+            yield from _try(board, [longer])
+            if board.hopeful(longer):
+                return longer
+    return None
 
 
 def _repair(board: _Board, kinds: Sequence[type[Step]], spaces: Mapping[type[Step], Space]) -> Dialogue:
@@ -144,12 +170,20 @@ def _repair(board: _Board, kinds: Sequence[type[Step]], spaces: Mapping[type[Ste
     lossy = [r for r in ranked if board.drop(r) > REPAIR * limit and board.ms(r) * GAIN < safe]
     for recipe in lossy[:2]:
         for kind in kinds:
+            if any(type(step) is kind for step in recipe.steps):
+                yield from _tuned_in_place(board, recipe, kind, spaces[kind])
+                continue
             first = insert(recipe, kind())
             if first is None:
                 continue
             yield from _try(board, [first])
             if board.drop(first) > REPAIR * limit:
                 yield from _try(board, [r for p in variations(kind(), spaces[kind]) if (r := insert(recipe, p))])
+
+
+def _tuned_in_place(board: _Board, recipe: Recipe, kind: type[Step], space: Space) -> Dialogue:
+    for step in [s for s in recipe.steps if type(s) is kind]:
+        yield from _try(board, [replace_part(recipe, step, other) for other in variations(step, space)])
 
 
 def _distinct(board: _Board, changed: Sequence[Recipe]) -> list[Recipe]:
