@@ -108,6 +108,25 @@ def test_every_way_of_hanging_together(kind: str) -> None:
     assert made.module.get_submodule("head").in_features == of.module.head.in_features // 2
 
 
+def test_pieces_that_go_ways_of_their_own_all_keep_some() -> None:
+    """One half passes, the other is convolved: with the weakest units all in one half, both halves shrink alike."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.first(x).chunk(2, 1)
+            return self.last(torch.cat([left, self.second(right)], 1))
+
+    of = given(Halves(), torch.randn(2, 3, 4, 4))
+    with torch.no_grad():
+        of.module.first.weight[8:] *= 0.01
+    made = PruneStructure(multiple=1).apply(of, seen(of)).module
+    assert (made.first.out_channels, made.second.in_channels, made.last.in_channels) == (8, 4, 8)
+
+
 class Heads(nn.Module):
     """Attention with fewer key and value heads than query heads, and rotations of its queries."""
 

@@ -157,7 +157,9 @@ def _split(trace: Trace, node: fx.Node) -> list[Result]:
         plain = list(x.plain)
         end = start + shape[dim]
         ids = x.plain[dim]
-        plain[dim] = None if ids is None else ids[start:end]
+        if ids is not None:
+            plain[dim] = ids[start:end]
+            trace.pieces.append(ids[start:end])
         made.append(Axes.of(shape, plain))
         start = end
     return made
@@ -176,7 +178,8 @@ def _slice(trace: Trace, node: fx.Node) -> Axes:
     if given["step"] != 1 or any(isinstance(b, fx.Node) for b in bounds):
         trace.units.fix(ids, f"{trace.name(node)} takes a part of it")
         return Axes.of(trace.shape(node), [None if a == dim else u for a, u in enumerate(x.plain)])
-    plain = [u[bounds[0] : bounds[1]] if a == dim and u is not None else u for a, u in enumerate(x.plain)]
+    trace.pieces.append(ids[bounds[0] : bounds[1]])
+    plain = [trace.pieces[-1] if a == dim else u for a, u in enumerate(x.plain)]
     return Axes(trace.shape(node), Axes.of(trace.shape(node), plain).plain, x.joint)
 
 

@@ -147,14 +147,23 @@ def _families(trace: Trace) -> tuple[list[Family], dict[str, str]]:
     for place, units in free.items():
         if units:
             found.setdefault(top(units[0]), []).append(place)
-    return [_family(trace, places, free) for places in found.values()], refused
+    return [family for places in found.values() for family in _parted(trace, places, free)], refused
 
 
-def _family(trace: Trace, places: Sequence[Place], free: dict[Place, list[int]]) -> Family:
-    units = list(dict.fromkeys(u for place in places for u in free[place]))
-    roots = trace.units.find(trace.stored[places[0].path].plain[places[0].axis])  # type: ignore[arg-type]
-    names = tuple(dict.fromkeys(_layer(p) for p in places))
-    return Family(names[0], names, np.array(units), int((roots == units[0]).sum()))
+def _parted(trace: Trace, places: Sequence[Place], free: dict[Place, list[int]]) -> list[Family]:
+    """The family that some output axes make; several where pieces of it go ways of their own."""
+    parts = [list(dict.fromkeys(u for place in places for u in free[place]))]
+    for piece in trace.pieces:
+        inside = set(trace.units.find(piece).tolist())
+        halves = [half for part in parts for half in ([u for u in part if u in inside], [u for u in part if u not in inside])]
+        parts = [half for half in halves if half]
+    made = []
+    for units in parts:
+        own = [p for p in places if set(free[p]) & set(units)]
+        roots = trace.units.find(trace.stored[own[0].path].plain[own[0].axis])  # type: ignore[arg-type]
+        names = tuple(dict.fromkeys(_layer(p) for p in own))
+        made.append(Family(names[0], names, np.array(units), int((roots == units[0]).sum())))
+    return made
 
 
 def _layer(place: Place) -> str:

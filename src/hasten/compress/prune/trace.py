@@ -43,6 +43,7 @@ class Trace:
         self.stored: dict[str, Axes] = {}
         self.writers: list[Place] = []  # output axes of layers: what a saliency looks at first
         self.norms: list[Place] = []  # the scales of batch norms
+        self.pieces: list[Ids] = []  # parts of axes that go ways of their own, so that some of each must stay
         self.results: dict[fx.Node, Result | None] = {}
         self._paths = {id(t): name for name, t in _tensors(module).items()}
         self._shapes = _Shapes(module)
