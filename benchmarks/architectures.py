@@ -132,8 +132,8 @@ def page(found: dict[str, Any]) -> str:
         "# Structured pruning by architecture\n"
         f"Written by `python benchmarks/architectures.py --save`: {found['architectures']} small networks with random weights, half of\n"
         f"every family of units taken out by `PruneStructure`. {found['pruned']} shrink; {found['match_everywhere']} of these give the\n"
-        f"same in every engine (to {MATCH:g} of the largest output). `stays` counts the layers whose outputs keep their size, with one reason\n"
-        "for each kind.\n"
+        f"same in every engine (to {MATCH:g} of the largest output). `stays` counts the layers whose outputs keep their size, with one\n"
+        "reason for each kind.\n"
         f"{where['cpu']}, torch {where['versions'].get('torch')}, {found['date']}.\n\n"
         f"{_table(found)}\n"
     )

@@ -215,6 +215,24 @@ class TwoOutputs(nn.Module):
         return self.label(x), self.box(x).sigmoid()
 
 
+class Taken(nn.Module):
+    """A model of `transformers` that gives its logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).logits
+
+
+def _from_transformers(kind: str, task: str, **settings: int) -> nn.Module:
+    import transformers
+
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    return Taken(getattr(transformers, kind + task)(getattr(transformers, f"{kind}Config")(**size | settings)))
+
+
 def _images(batch: int = 4) -> Tensor:
     return torch.randn(batch, 3, 16, 16)
 
@@ -275,6 +293,15 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "transformer": _built(Transformer, lambda: (torch.randint(0, 20, (4, 6)),)),
     "dilated": _built(Dilated, lambda: (torch.randn(4, 4, 20),)),
     "shared": _built(Shared, lambda: (torch.randn(4, 12),)),
+    "bert": _built(
+        lambda: _from_transformers("Bert", "ForSequenceClassification", vocab_size=20, max_position_embeddings=16),
+        lambda: (torch.randint(0, 20, (4, 6)),),
+    ),
+    "albert": _built(
+        lambda: _from_transformers("Albert", "ForSequenceClassification", vocab_size=20, max_position_embeddings=16, embedding_size=8),
+        lambda: (torch.randint(0, 20, (4, 6)),),
+    ),
+    "vit": _built(lambda: _from_transformers("ViT", "ForImageClassification", image_size=16, patch_size=4), lambda: (_images(),)),
     "two inputs": _built(TwoInputs, lambda: (_images(), torch.randn(4, 6))),
     "two outputs": _built(TwoOutputs, lambda: (_images(),)),
 }

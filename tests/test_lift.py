@@ -92,7 +92,7 @@ def test_gives_what_the_original_gives_on_any_batch(name: str, way: str) -> None
         assert difference(network, module, inputs) < 1e-5
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_restores_every_layer_under_its_name(name: str) -> None:
     module, _ = NETWORKS[name]()
     network = lifted(name)
@@ -107,7 +107,7 @@ def test_restores_every_layer_under_its_name(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_lifts_decomposed_programs(name: str) -> None:
     module, example = NETWORKS[name]()
     network = lifted(name, "decomposed")
