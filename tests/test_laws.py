@@ -31,7 +31,16 @@ STEPS: tuple[Step, ...] = (
     FineTune(epochs=1, batch=8),
     QuantizeStatic(),
 )
-ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
+ENGINES: tuple[Engine, ...] = (
+    Eager(),
+    OnnxRuntime(),
+    OnnxRuntime(threads=1),
+    OnnxRuntime(packed=True),
+    OpenVINO(),
+    OpenVINO(shapes="static"),
+    OpenVINO(packed=True),
+    OpenVINO(packed=True, shapes="static"),
+)
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETWORKS]
