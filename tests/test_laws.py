@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, PruneWeights, QuantizeStatic
+from hasten.compress import FoldBatchNorm, PackCodebooks, PruneWeights, QuantizeStatic, ShareWeights
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -29,6 +29,8 @@ STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     PruneWeights(epochs=1, schedule="gradual"),
     FineTune(epochs=1, batch=8),
+    ShareWeights(bits=3, epochs=1),
+    PackCodebooks(),
     QuantizeStatic(),
 )
 ENGINES: tuple[Engine, ...] = (

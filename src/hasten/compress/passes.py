@@ -52,6 +52,7 @@ def gradients(module: nn.Module, weights: list[Tensor], network: Network, contex
         raise DataRefused(f"gradients need at least {network.fixed_batch or 1} examples, got {len(view)}")
     view = view.take(np.linspace(0, len(view) - 1, min(len(view), _EXAMPLES)).round().astype(np.int64))
     inputs = tuple(torch.from_numpy(np.array(a)).to(weights[0].device) for a in view.inputs)
+    pieces = [p for p in torch.arange(len(view)).split(size) if len(p) == size or not network.fixed_batch]
     training = module.training
     module.eval()
     wants = [w.requires_grad for w in weights]
@@ -59,13 +60,12 @@ def gradients(module: nn.Module, weights: list[Tensor], network: Network, contex
         for w in weights:
             w.requires_grad_(True)
         aim = objective(Fit(loss=context.loss, batch=max(2, size)), module, None, inputs, view.labels)
-        for index in torch.arange(len(view)).split(size):
-            if len(index) == size or not network.fixed_batch:
-                seen = tuple(a[index] for a in inputs)
-                with torch.enable_grad():
-                    loss = aim(outputs_of(module, seen), index, seen)
-                found = torch.autograd.grad(loss, weights, allow_unused=True)
-                yield [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+        for index in pieces:
+            seen = tuple(a[index] for a in inputs)
+            with torch.enable_grad():
+                loss = aim(outputs_of(module, seen), index, seen)
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            yield [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
     finally:
         for w, wanted in zip(weights, wants, strict=True):
             w.requires_grad_(wanted)
