@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, PackCodebooks, PruneWeights, QuantizeStatic, ShareWeights
+from hasten.compress import (
+    FoldBatchNorm,
+    InsertNorm,
+    PackCodebooks,
+    PruneBlocks,
+    PruneWeights,
+    QuantizeStatic,
+    ReplaceActivation,
+    ShareWeights,
+)
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -28,6 +37,9 @@ from networks import NETWORKS, QUICK, lowered, network
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     PruneWeights(epochs=1, schedule="gradual"),
+    PruneBlocks(),
+    ReplaceActivation(to="hardswish", of=("relu", "gelu", "silu")),
+    InsertNorm(),
     FineTune(epochs=1, batch=8),
     ShareWeights(bits=3, epochs=1),
     PackCodebooks(),

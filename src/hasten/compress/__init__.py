@@ -1,8 +1,18 @@
-"""Steps that change structure and numbers: fold, prune, share, quantize."""
+"""Steps that change structure and numbers: fold, prune, reshape, share, quantize."""
 
 from hasten.compress.fold import FoldBatchNorm
 from hasten.compress.prune import PruneWeights
 from hasten.compress.quantize import QuantizeStatic
+from hasten.compress.shape import InsertNorm, PruneBlocks, ReplaceActivation
 from hasten.compress.share import PackCodebooks, ShareWeights
 
-__all__ = ["FoldBatchNorm", "PackCodebooks", "PruneWeights", "QuantizeStatic", "ShareWeights"]
+__all__ = [
+    "FoldBatchNorm",
+    "InsertNorm",
+    "PackCodebooks",
+    "PruneBlocks",
+    "PruneWeights",
+    "QuantizeStatic",
+    "ReplaceActivation",
+    "ShareWeights",
+]

@@ -31,7 +31,7 @@ class ShareWeights:
     `epochs` the centroids learn: the gradient of a centroid is the sum over its weights, ∂L/∂c = Σ ∂L/∂w. The result holds plain
     weights of the usual size and runs as fast as before; `PackCodebooks` stores the codebooks and indices instead, and
     `packed=True` of an engine compresses what repeats. Fold batch norms before (`FoldBatchNorm`): folding later, as the export to
-    ONNX may, multiplies every channel by a number of its own, and only the weights of one channel still share.
+    ONNX does, multiplies every channel by a number of its own, and only the weights of one channel still share.
 
     Linear, convolutional, recurrent and attention layers are treated, never biases, norms, embeddings or weights shared with one.
     Weights computed from others and tensors with no more weights than centroids are left alone.
