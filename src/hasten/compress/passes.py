@@ -22,7 +22,7 @@ BATCH = 64
 _EXAMPLES = 2048  # that gradients are taken on: more change the order of weights by little
 
 
-def batches(view: View, *, fixed_batch: int | None, device: str = "cpu") -> Iterator[tuple[Tensor, ...]]:
+def batches(view: View, *, fixed_batch: int | None, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, ...]]:
     """The examples of `view` in batches that the network takes; a fixed batch leaves out the incomplete last one.
 
     Raises:
@@ -52,7 +52,7 @@ def gradients(module: nn.Module, weights: list[Tensor], network: Network, contex
         raise DataRefused(f"gradients need at least {network.fixed_batch or 1} examples, got {len(view)}")
     view = view.take(np.linspace(0, len(view) - 1, min(len(view), _EXAMPLES)).round().astype(np.int64))
     inputs = tuple(torch.from_numpy(np.array(a)).to(weights[0].device) for a in view.inputs)
-    pieces = [p for p in torch.arange(len(view)).split(size) if len(p) == size or not network.fixed_batch]
+    pieces = [p for p in torch.split(torch.arange(len(view)), size) if len(p) == size or not network.fixed_batch]
     training = module.training
     module.eval()
     wants = [w.requires_grad for w in weights]

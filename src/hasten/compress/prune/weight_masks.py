@@ -34,7 +34,7 @@ def by_layer(scores: Scores, share: float) -> Masks:
 def overall(scores: Scores, share: float) -> Masks:
     """The lowest of all layers together."""
     flat = lowest(torch.cat([values.flatten() for values in scores.values()]), share)
-    parts = flat.split([values.numel() for values in scores.values()])
+    parts = torch.split(flat, [values.numel() for values in scores.values()])
     return {name: part.view_as(values) for (name, values), part in zip(scores.items(), parts, strict=True)}
 
 
@@ -44,7 +44,8 @@ def by_pattern(scores: Tensor, drop: int, of: int, axis: int) -> Tensor:
     >>> by_pattern(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), drop=2, of=4, axis=1)
     tensor([[False,  True,  True, False]])
     """
-    groups = scores.movedim(axis, -1).unflatten(-1, (-1, of))  # (…, in / of, of)
+    moved = scores.movedim(axis, -1)
+    groups = moved.reshape(*moved.shape[:-1], -1, of)  # (…, in / of, of)
     order = groups.argsort(dim=-1, stable=True)
     mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :drop], True)
     return mask.flatten(-2).movedim(-1, axis)

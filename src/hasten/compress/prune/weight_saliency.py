@@ -63,7 +63,7 @@ def weights(module: nn.Module, *, only: tuple[str, ...], keep: tuple[str, ...]) 
 
 def _attributes(layer: nn.Module) -> list[str]:
     if isinstance(layer, RECURRENT):
-        return [name for name in layer._flat_weights_names if name.startswith("weight_")]  # type: ignore[union-attr]
+        return [name for name in layer._flat_weights_names if name.startswith("weight_")]
     return list(_ATTENTION) if isinstance(layer, nn.MultiheadAttention) else ["weight"]
 
 

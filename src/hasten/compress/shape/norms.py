@@ -68,7 +68,7 @@ class InsertNorm:
         module = layers.lifted(network)
         calls = _calls(module, self.only, self.keep)
         seen = _moments(module, list(calls), network, context)
-        found = {name: calls[name] for name, moments in seen.items() if moments.axes == module.get_submodule(name).weight.dim()}  # type: ignore[union-attr, operator]
+        found = {name: calls[name] for name, moments in seen.items() if moments.axes == module.get_submodule(name).weight.dim()}  # type: ignore[operator]
         if not found:
             raise Unsupported("InsertNorm needs a convolution or linear layer without a norm behind it, found none")
         for name, node in found.items():
@@ -120,13 +120,14 @@ class _Moments:
         variance = (torch.as_tensor(self.squares) / self.count - mean.square()).clamp_min(0)
         if not (mean.isfinite().all() and variance.isfinite().all()):
             raise Unsupported(f"InsertNorm needs finite outputs, those of {name!r} are not; name it in keep")
-        made: Any = _NORMS[type(layer)](len(mean)).to(layer.weight)  # type: ignore[call-arg, arg-type]
+        made: Any = _NORMS[type(layer)](len(mean)).to(layer.weight)  # type: ignore[arg-type]
         with torch.no_grad():
             made.running_mean.copy_(mean)
             made.running_var.copy_(variance)
             made.weight.copy_((variance + made.eps).sqrt())
             made.bias.copy_(mean)
-        return made.eval()
+        norm: nn.Module = made.eval()
+        return norm
 
 
 @torch.no_grad()

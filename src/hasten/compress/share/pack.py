@@ -165,7 +165,8 @@ def _bytes(index: Array, bits: int) -> Array:
         return index
     each = 8 // bits
     padded = np.pad(index, (0, -len(index) % each)).reshape(-1, each)
-    return (padded.astype(np.uint16) << (bits * np.arange(each, dtype=np.uint16))).sum(1, dtype=np.uint16).astype(np.uint8)[:, None]
+    joined: Array = (padded.astype(np.uint16) << (bits * np.arange(each, dtype=np.uint16))).sum(1, dtype=np.uint16)
+    return joined.astype(np.uint8)[:, None]
 
 
 class _Chain:
