@@ -214,12 +214,12 @@ def test_the_gradual_schedule_is_cubic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "by_layer", noted)
     of = dense()
     step = PruneWeights(amount=0.8, schedule="gradual", epochs=64)
-    step.apply(of, context(of, rows=128))  # 128 steps of 64 examples, the zeros grow in 96 of them
-    expected = [0.8 - 0.8 * (1 - t / 96) ** 3 for t in range(6, 97, 6)]
+    step.apply(of, context(of, rows=128))  # 128 steps of 64 examples, the zeros grow in 64 of them
+    expected = [0.8 - 0.8 * (1 - t / 64) ** 3 for t in range(4, 65, 4)]
     assert shares == pytest.approx(expected)
     shares.clear()
     step.apply(of, context(of, rows=128, fidelity="short"))
-    assert shares == pytest.approx([0.8 - 0.8 * (1 - t / 24) ** 3 for t in np.ceil(np.arange(1, 17) * 1.5)])
+    assert shares == pytest.approx([0.8 - 0.8 * (1 - t / 16) ** 3 for t in range(1, 17)])
 
 
 def test_recurrent_and_attention_weights() -> None:
@@ -278,6 +278,7 @@ def test_only_and_keep() -> None:
         ({"threshold": -1.0}, "threshold must be a finite number of at least 0, got -1.0"),
         ({"pattern": (4, 4)}, r"pattern must be \(n, m\) with 0 < n < m, got \(4, 4\)"),
         ({"epochs": float("nan")}, "epochs must be a finite number"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"scope": "all"}, "scope must be one of layer, global, got 'all'"),
         ({"saliency": "luck"}, "saliency must be one of activation, magnitude, random, taylor, got 'luck'"),
         ({"schedule": "twice"}, "schedule must be one of once, gradual"),

@@ -131,7 +131,7 @@ def test_fisher_is_the_formula() -> None:
         F.cross_entropy(module(x[64 * part :][:64]), y[64 * part :][:64]).backward()
         sizes += module[0].weight.grad.square()
     weight = of.module[0].weight.detach().flatten()
-    expected = kmeans.lloyd(weight, kmeans.linear(weight, 16), sizes.flatten())
+    expected = kmeans.lloyd(weight, kmeans.linear(weight, 16), (sizes + sizes.mean()).flatten())
     made = ShareWeights(importance="fisher").apply(of, told).module
     torch.testing.assert_close(made[0].weight.detach().unique(), expected.float().unique())
     with pytest.raises(Unsupported, match="gradients need labels"):
@@ -272,6 +272,7 @@ def test_what_packing_leaves_alone() -> None:
         ({"per": "channel"}, "per must be one of layer, group"),
         ({"importance": "luck"}, "importance must be one of equal, fisher"),
         ({"groups": 2}, "groups must be at least 1, and 1 with per='layer', got 2"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"epochs": -1}, "epochs must be a finite number of at least 0"),
     ],
 )

@@ -19,7 +19,7 @@ from hasten.core.recipe import Aim, Context, Space, Stage
 from hasten.train import FineTune
 
 _USUAL = 0.5  # share of zeros where nothing is said
-_RAMP = 0.75  # share of the training steps in which the zeros grow; in the rest the others settle
+_RAMP = 0.5  # share of the training steps in which the zeros grow; in the rest the others settle
 _GROWTHS = 16  # times that the zeros grow
 
 
@@ -43,10 +43,11 @@ class PruneWeights:
         scope: "layer" takes the same share of every weight tensor, "global" the lowest of all together; with `amount`.
         saliency: what matters: "magnitude" |w|; "taylor" the mean over training batches of |w · ∂loss/∂w|; "activation"
             |w| · ‖x‖₂ with the layer's input feature or channel x over the calibrate view; "random", the control.
-        schedule: "once" cuts before training; "gradual" while it trains: s_t = s_f − s_f·(1 − t/T)³ with T three quarters of the
+        schedule: "once" cuts before training; "gradual" while it trains: s_t = s_f − s_f·(1 − t/T)³ with T half of the
             steps, in 16 cuts.
         epochs: of training with the zeros held, >= 0, above 0 for "gradual"; labels alone teach, or the original where there
             are none. With `Context.fidelity` "short" a quarter of it.
+        learning_rate: of that training at its highest, > 0.
         only: names or patterns of the layers to prune; empty for all.
         keep: names or patterns of layers to leave alone.
 
@@ -77,6 +78,7 @@ class PruneWeights:
     saliency: Literal["magnitude", "taylor", "activation", "random"] = "magnitude"
     schedule: Literal["once", "gradual"] = "once"
     epochs: float = 0.0
+    learning_rate: float = 1e-3
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
@@ -98,6 +100,8 @@ class PruneWeights:
             raise ValueError(f"pattern must be (n, m) with 0 < n < m, got {self.pattern}")
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs must be a finite number of at least 0, got {self.epochs}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
 
     def _check_pairs(self) -> None:
         given = [name for name in ("amount", "threshold", "pattern") if getattr(self, name) is not None]
@@ -126,7 +130,9 @@ class PruneWeights:
             cut.grow(module, found, 1.0)
         if not self.epochs:
             return network.with_body(module)
-        return FineTune(epochs=self.epochs, distil=0.0).train(network.with_body(module), context, after_step=cut.after_step)
+        return FineTune(epochs=self.epochs, learning_rate=self.learning_rate, distil=0.0).train(
+            network.with_body(module), context, after_step=cut.after_step
+        )
 
     @classmethod
     def space(cls, network: Network) -> Space:

@@ -41,9 +41,11 @@ class ShareWeights:
         per: "layer" for one codebook per weight tensor, "group" for `groups` of them.
         groups: equal parts of the weight's first axis (output channels; gates of a recurrent layer), >= 1; 1 with "layer". A
             tensor whose first axis is no multiple of it has one codebook.
-        importance: "equal", or "fisher": a weight counts as much as the mean over training batches of (∂L/∂w)².
+        importance: "equal", or "fisher": a weight counts F + mean(F) with F the sum over training batches of (∂L/∂w)²; the
+            mean over its tensor keeps weights without a gradient from being ignored.
         epochs: of training the centroids, >= 0, and all else that trains; labels alone teach, or the original where there are
             none. With `Context.fidelity` "short" a quarter of it.
+        learning_rate: of that training at its highest, > 0.
         only: names or patterns of the layers to treat; empty for all.
         keep: names or patterns of layers to leave alone.
 
@@ -66,6 +68,7 @@ class ShareWeights:
     groups: int = 1
     importance: Literal["equal", "fisher"] = "equal"
     epochs: float = 0.0
+    learning_rate: float = 1e-3
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
@@ -81,6 +84,8 @@ class ShareWeights:
             raise ValueError(f"groups must be at least 1, and 1 with per='layer', got {self.groups}")
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs must be a finite number of at least 0, got {self.epochs}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
 
     def apply(self, network: Network, context: Context) -> Network:
         """The network with shared weights, in eval mode.
@@ -120,7 +125,7 @@ class ShareWeights:
         for grads in gradients(module, list(each(found)), network, context):
             for sums, grad in zip(total, grads, strict=True):
                 sums += grad.square()
-        return dict(zip(found, total, strict=True))
+        return {name: sums + sums.mean() for name, sums in zip(found, total, strict=True)}
 
     def _learnt(self, module: nn.Module, books: Books, network: Network, context: Context) -> dict[str, Tensor]:
         """The state of a copy whose centroids were trained."""
@@ -128,7 +133,8 @@ class ShareWeights:
         student = copy.deepcopy(module)
         found = weights(student, only=self.only, keep=self.keep)
         _attach({name: found[name] for name in books}, books)
-        trained = FineTune(epochs=self.epochs, distil=0.0).apply(network.with_body(student), context).module
+        tuning = FineTune(epochs=self.epochs, learning_rate=self.learning_rate, distil=0.0)
+        trained = tuning.apply(network.with_body(student), context).module
         state = {name: value for name, value in trained.state_dict().items() if ".parametrizations." not in f".{name}"}
         with torch.no_grad():
             return state | {name: getattr(trained.get_submodule(found[name].layer_name), found[name].attribute) for name in books}
