@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
+from hasten.core.folder import size_bytes
+from hasten.core.network import Network
 from hasten.core.runner import Runner
 from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.measure import machine
@@ -98,3 +101,48 @@ def test_static_shapes_serve_many_batch_sizes(tmp_path: Path) -> None:
         whole = runner(x)[0]
         for size in (1, 2, 3):
             np.testing.assert_allclose(runner(x[:size])[0], whole[:size], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, OpenVINO])
+def test_packed_folders_hold_compressed_files_and_the_same_answers(tmp_path: Path, kind: type) -> None:
+    of, answers, files = lowered("cnn"), {}, {}
+    for packed in (False, True):
+        folder = tmp_path / str(packed)
+        folder.mkdir()
+        kind(packed=packed, threads=1).pack(of, folder)
+        files[packed] = {f.name for f in folder.iterdir()} - {"load.py"}
+        with Runner(folder) as runner:
+            answers[packed] = runner(*of.example)[0]
+    assert files[True] == {f"{name}.xz" for name in files[False]}
+    np.testing.assert_array_equal(answers[True], answers[False])
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, OpenVINO])
+def test_packing_shrinks_zeros_and_shared_weights(tmp_path: Path, kind: type) -> None:
+    """A linear layer of a million weights: its own, nine in ten of them zero, and sixteen different ones."""
+    random = np.random.default_rng(0)
+    own = (0.05 * random.standard_normal((1000, 1000))).astype(np.float32)
+    sparse = np.where(np.abs(own) < np.quantile(np.abs(own), 0.9), 0, own)
+    shared = np.round(own * 53).clip(-8, 7) / np.float32(53)
+    sizes = {}
+    for name, weight in (("own", own), ("sparse", sparse), ("shared", shared)):
+        folder = tmp_path / name
+        folder.mkdir()
+        kind(packed=True).pack(product(weight), folder)
+        sizes[name] = size_bytes(folder)
+    assert 0.80 < sizes["own"] / own.nbytes < 0.9
+    assert 0.08 < sizes["sparse"] / own.nbytes < 0.13
+    assert 0.08 < sizes["shared"] / own.nbytes < 0.15
+
+
+def test_the_search_does_not_try_packing() -> None:
+    assert "packed" not in {**OnnxRuntime().space(), **OpenVINO().space()}
+
+
+def product(weight: np.ndarray) -> Network:  # type: ignore[type-arg]
+    """x · W as a graph."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, 1, ["batch", s]) for n, s in zip("xy", weight.shape, strict=True)]
+    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return Network(kind="graph", body=model, example=(np.ones((2, weight.shape[0]), np.float32),))

@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, PruneStructure, QuantizeStatic
+from hasten.compress import (
+    FoldBatchNorm,
+    InsertNorm,
+    PackCodebooks,
+    PruneBlocks,
+    PruneStructure,
+    PruneWeights,
+    QuantizeStatic,
+    ReplaceActivation,
+    ShareWeights,
+)
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -28,10 +38,25 @@ from networks import NETWORKS, QUICK, lowered, network
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     PruneStructure(multiple=2),
+    PruneWeights(epochs=1, schedule="gradual"),
+    PruneBlocks(),
+    ReplaceActivation(to="hardswish", of=("relu", "gelu", "silu")),
+    InsertNorm(),
     FineTune(epochs=1, batch=8),
+    ShareWeights(bits=3, epochs=1),
+    PackCodebooks(),
     QuantizeStatic(),
 )
-ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
+ENGINES: tuple[Engine, ...] = (
+    Eager(),
+    OnnxRuntime(),
+    OnnxRuntime(threads=1),
+    OnnxRuntime(packed=True),
+    OpenVINO(),
+    OpenVINO(shapes="static"),
+    OpenVINO(packed=True),
+    OpenVINO(packed=True, shapes="static"),
+)
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETWORKS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -392,7 +391,7 @@ def test_shift_moves_each_image_by_whole_pixels():
     assert shift(torch.ones(3, 1, 4, 4), most=2, generator=generator).eq(1).all(), "the edge is repeated"
 
 
-def test_progress_and_deadline():
+def test_progress_and_an_early_end():
     told = []
     settings = Fit(epochs=60, batch=32)
     fitted = fit(_seeded(_dense), _points(), settings=settings, progress=lambda share, words: told.append((share, words)))
@@ -401,9 +400,23 @@ def test_progress_and_deadline():
     assert shares[-1] == 1.0
     assert 60 <= len(told) <= 100
     assert told[-1][1].startswith("step 240 of 240, loss ")
-    late = fit(_seeded(_dense), _points(), settings=settings, deadline=time.monotonic() - 1)
+    late = fit(_seeded(_dense), _points(), settings=settings, after_step=lambda student, step, steps: True)
     assert (len(late.curve), late.steps) == (1, 240)
     assert late.curve[0] == fitted.curve[0]
+
+
+def test_after_step_may_write_on_the_weights():
+    calls = []
+
+    def clear(student, step, steps):
+        calls.append((step, steps, student.training))
+        with torch.no_grad():
+            student[0].weight[0].zero_()
+
+    fitted = fit(_seeded(_dense), _points(), settings=Fit(epochs=2, batch=32), after_step=clear)
+    assert calls == [(step, 8, True) for step in range(1, 9)]
+    assert not fitted.module[0].weight[0].any()
+    assert fitted.module[0].weight[1].all()
 
 
 def _spoilt(place):

@@ -10,7 +10,7 @@ from torch import nn
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Loss, Space, Stage
-from hasten.train.loop import fit, trainable
+from hasten.train.loop import AfterStep, fit, trainable
 from hasten.train.settings import Fit
 
 _SHORT = 0.25  # share of the epochs that a comparison takes
@@ -55,6 +55,10 @@ class FineTune:
 
     def apply(self, network: Network, context: Context) -> Network:
         """The network with weights trained further on `context.train`. Raises Unsupported where nothing can be trained."""
+        return self.train(network, context, after_step=lambda *_: None)
+
+    def train(self, network: Network, context: Context, *, after_step: AfterStep) -> Network:
+        """As `apply`, with `after_step` looking on (see `fit`): how a step holds weights in a form while they learn."""
         module = _module(network)
         batch = network.fixed_batch or self.batch
         if network.fixed_batch and len(context.train) < batch:
@@ -62,7 +66,15 @@ class FineTune:
         epochs = self.epochs * (_SHORT if context.fidelity == "short" else 1.0)
         settings = self._settings(context.loss, epochs=epochs, batch=batch, seed=context.seed)
         teacher = _teacher(context) if settings.needs_teacher else None
-        fitted = fit(module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress)
+        fitted = fit(
+            module,
+            context.train,
+            settings=settings,
+            teacher=teacher,
+            device=context.device,
+            progress=context.progress,
+            after_step=after_step,
+        )
         return network.with_body(fitted.module)
 
     @classmethod

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,8 @@ from hasten.train.objective import Objective, Tensors, objective, outputs_of
 from hasten.train.settings import Fit
 
 Curve = tuple[tuple[int, float], ...]
+AfterStep = Callable[[nn.Module, int, int], bool | None]
+"""What is done with (the network in training, step, steps planned) after a step; True ends the training."""
 
 _SHIFT_PIXELS = 2
 
@@ -39,7 +40,7 @@ class Fitted:
     Args:
         module: the new network, in eval mode, on the device of the old one.
         curve: (step, loss) of every step taken, steps counted from 1.
-        steps: that were planned; the curve is shorter where the deadline came first.
+        steps: that were planned; the curve is shorter where `after_step` ended it.
     """
 
     module: nn.Module
@@ -51,6 +52,10 @@ def _silent(share: float, words: str) -> None:
     del share, words
 
 
+def _go_on(student: nn.Module, step: int, steps: int) -> None:
+    del student, step, steps
+
+
 def fit(
     module: nn.Module,
     view: View,
@@ -59,7 +64,7 @@ def fit(
     teacher: nn.Module | None = None,
     device: str = "cpu",
     progress: Progress = _silent,
-    deadline: float | None = None,
+    after_step: AfterStep = _go_on,
 ) -> Fitted:
     """Trains a copy of `module` on `view`, held in memory; `module` and `teacher` stay as they are.
 
@@ -70,7 +75,8 @@ def fit(
         teacher: gives the outputs to learn from, where `settings` need one.
         device: a torch device.
         progress: called about a hundred times.
-        deadline: a moment of `time.monotonic()`; the first step that ends behind it is the last.
+        after_step: called when the optimizer has changed the weights, with the network in training mode, the number of the
+            step, counted from 1, and the steps planned. It may write on the weights; the training ends where it says True.
 
     Raises:
         DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
@@ -99,7 +105,7 @@ def fit(
         student = copy.deepcopy(module).eval().to(place)
         inputs = tuple(torch.from_numpy(np.array(a)).to(place) for a in view.inputs)
         aim = objective(settings, student, teacher, inputs, view.labels)
-        curve = _train(student, inputs, aim, settings=settings, progress=progress, deadline=deadline)
+        curve = _train(student, inputs, aim, settings=settings, progress=progress, after_step=after_step)
     return Fitted(module=student.eval().to(home), curve=curve, steps=settings.steps(len(view)))
 
 
@@ -117,7 +123,7 @@ def _train(
     *,
     settings: Fit,
     progress: Progress,
-    deadline: float | None,
+    after_step: AfterStep,
 ) -> Curve:
     student.train()
     examples, generator = len(inputs[0]), torch.Generator().manual_seed(settings.seed)
@@ -138,10 +144,11 @@ def _train(
                 f"{step} of {steps}; lower learning_rate ({settings.learning_rate:g}) or look for NaN in the data"
             )
         optimizer.step()
+        ended = after_step(student, step, steps)
         curve.append((step, value))
         if step % math.ceil(steps / 100) == 0 or step == steps:
             progress(step / steps, f"step {step} of {steps}, loss {value:.4g}")
-        if deadline is not None and time.monotonic() > deadline:
+        if ended:
             break
     student.zero_grad()
     return tuple(curve)
