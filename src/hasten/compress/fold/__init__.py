@@ -1,5 +1,7 @@
 """Steps that merge layers without changing what the network computes."""
 
 from hasten.compress.fold.batchnorm import FoldBatchNorm
+from hasten.compress.fold.linear import FoldLinear
+from hasten.compress.fold.unfold import Unfold
 
-__all__ = ["FoldBatchNorm"]
+__all__ = ["FoldBatchNorm", "FoldLinear", "Unfold"]
