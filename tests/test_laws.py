@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, FoldLinear, QuantizeStatic, Unfold
+from hasten.compress import FoldBatchNorm, FoldBranches, FoldIdle, FoldInput, FoldLinear, QuantizeStatic, Unfold
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -28,6 +28,9 @@ from networks import NETWORKS, QUICK, lowered, network
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     FoldLinear(),
+    FoldBranches(),
+    FoldIdle(),
+    FoldInput(mean=(0.5,), std=(0.25,)),
     Unfold(),
     FineTune(epochs=1, batch=8),
     QuantizeStatic(),

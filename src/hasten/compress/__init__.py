@@ -1,6 +1,6 @@
 """Steps that change structure and numbers: fold, quantize."""
 
-from hasten.compress.fold import FoldBatchNorm, FoldLinear, Unfold
+from hasten.compress.fold import FoldBatchNorm, FoldBranches, FoldIdle, FoldInput, FoldLinear, Unfold
 from hasten.compress.quantize import QuantizeStatic
 
-__all__ = ["FoldBatchNorm", "FoldLinear", "QuantizeStatic", "Unfold"]
+__all__ = ["FoldBatchNorm", "FoldBranches", "FoldIdle", "FoldInput", "FoldLinear", "QuantizeStatic", "Unfold"]

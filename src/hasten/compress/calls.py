@@ -19,10 +19,15 @@ Shapes = dict[fx.Node, tuple[int, ...]]
 
 def shapes(module: fx.GraphModule, network: Network) -> Shapes:
     """The shape of every tensor that passes while the module runs on one row of the network's example, or on its fixed batch."""
-    seen = _Shapes(module)
     rows = network.fixed_batch or 1
+    return {n: tuple(t.shape) for n, t in passing(module, tuple(a[:rows] for a in network.example)).items()}
+
+
+def passing(module: fx.GraphModule, arrays: Arrays) -> dict[fx.Node, Tensor]:
+    """Every tensor that passes while the module runs on these inputs, without its values."""
+    seen = _Passing(module)
     with torch.no_grad():
-        seen.run(*inputs(module, tuple(a[:rows] for a in network.example)))
+        seen.run(*inputs(module, arrays))
     return seen.found
 
 
@@ -33,15 +38,15 @@ def inputs(module: nn.Module, arrays: Arrays) -> tuple[Tensor, ...]:
     return tuple(t.to(kind) if t.is_floating_point() else t for t in tensors)
 
 
-class _Shapes(fx.Interpreter):
+class _Passing(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.found: Shapes = {}
+        self.found: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.found[n] = tuple(result.shape)
+            self.found[n] = torch.empty_like(result, device="meta")
         return result
 
 

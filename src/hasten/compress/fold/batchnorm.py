@@ -204,7 +204,7 @@ def _merge(module: nn.Module, pair: _Pair) -> None:
     if type(layer) is nn.Linear:  # flattened channels lie side by side
         each = layer.in_features // len(scale)
         scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
-    made: Any = afteraffine(layer, scale, shift)
+    made: Any = after_affine(layer, scale, shift)
     layer.weight, layer.bias = made.weight, made.bias
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,8 +112,8 @@ def _sums(module: fx.GraphModule, shapes: calls.Shapes, refused: dict[str, None]
             continue
         leaves = list(_leaves(root))
         same = [n for n in leaves if leaves.count(n) == 1 and shapes.get(n) == shapes[root]]
-        for group in _groups([_branch(n, own, shapes) for n in same]):
-            made = _merged(group, len(shapes[root]))
+        for group in _groups([_branch(n, own, shapes) for n in same], shapes):
+            made = _merged(group)
             if why := _dearer(group, made, shapes[root]):
                 refused.setdefault(why)
                 continue
@@ -149,7 +148,7 @@ def _branch(leaf: fx.Node, own: dict[fx.Node, nn.Module], shapes: calls.Shapes) 
     return _Branch(leaf=leaf, source=before, norm=norm)
 
 
-def _groups(branches: Sequence[_Branch]) -> Iterator[list[_Branch]]:
+def _groups(branches: Sequence[_Branch], shapes: calls.Shapes) -> Iterator[list[_Branch]]:
     """Branches that one layer can hold: two or more, one of them with a layer."""
     places: dict[Any, list[_Branch]] = {}
     for branch in branches:
@@ -159,7 +158,8 @@ def _groups(branches: Sequence[_Branch]) -> Iterator[list[_Branch]]:
         plain = [b for b in branches if b.layer is None and b.source is source]
         if place in ((), *(((1, 0),) * axes for axes in (1, 2, 3))):  # stride 1, as large as the input
             fits = group[0].layer.weight.shape[1] * (1 if place == () else group[0].layer.groups) == group[0].outputs
-            group += plain if fits else []
+            # The norm's axis is the last one, where linear layers work, only where there are two.
+            group += [b for b in plain if fits and (place or b.norm is None or len(shapes[b.leaf]) == 2)]
         if len(group) > 1:
             yield group
 
@@ -175,7 +175,7 @@ def _place(layer: Any) -> tuple[tuple[int, int], ...] | None:
     return tuple((s, 2 * p - (k - 1) * d) for s, p, k, d in axes)
 
 
-def _merged(group: Sequence[_Branch], axes: int) -> nn.Module:
+def _merged(group: Sequence[_Branch]) -> nn.Module:
     largest = _largest(group).layer
     channels = len(largest.weight)
     bias = sum((b.bias(channels) for b in group), torch.zeros(channels, dtype=torch.float64)) if any(b.shifts for b in group) else None
@@ -183,11 +183,16 @@ def _merged(group: Sequence[_Branch], axes: int) -> nn.Module:
         weight = torch.zeros(largest.weight.shape, dtype=torch.float64)
         for b in group:
             # Only linear layers with two axes have a norm behind them.
-            weight += b.affine(channels)[0][:, None] * (torch.eye(channels, dtype=torch.float64) if b.layer is None else wide(b.layer.weight))
+            weight += b.affine(channels)[0][:, None] * (
+                torch.eye(channels, dtype=torch.float64) if b.layer is None else wide(b.layer.weight)
+            )
         return calls.linear(weight, bias, like=largest)
-    del axes
     groups = math.gcd(*(b.layer.groups for b in group if b.layer is not None))
-    grid = _grid([g for b in group if b.layer is not None and (g := geometry(b.layer)) is not None])
+    seen = [g for b in group if b.layer is not None and (g := geometry(b.layer)) is not None]
+    if any(b.layer is None for b in group):
+        one, zero = (1,) * len(seen[0].kernel), (0,) * len(seen[0].kernel)
+        seen.append(Geometry(kernel=one, stride=one, padding=zero, dilation=one, zeros=True))
+    grid = _grid(seen)
     inner = largest.in_channels // groups
     weight = torch.zeros(channels, inner, *grid.kernel, dtype=torch.float64)
     for b in group:
@@ -233,7 +238,7 @@ def _cells(layer: Any, grid: Geometry) -> tuple[slice, ...]:
 def _dearer(group: Sequence[_Branch], made: nn.Module, output: tuple[int, ...]) -> str | None:
     layers = [b.layer for b in group if b.layer is not None]
     before = sum(calls.multiply_adds(layer, output) for layer in layers)
-    numbers = sum(calls.numbers(part) for part in itertools.chain(layers, (b.norm for b in group if b.norm is not None)))
+    numbers = sum(calls.numbers(layer) for layer in layers) + sum(2 * b.norm.num_features for b in group if b.norm is not None)
     work, parameters = calls.multiply_adds(made, output), calls.numbers(made)
     if work <= before and parameters <= numbers:
         return None
