@@ -14,7 +14,18 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, FoldBranches, FoldIdle, FoldInput, FoldLinear, QuantizeStatic, Unfold
+from hasten.compress import (
+    DepthwiseSeparable,
+    FactorizeConv,
+    FactorizeLinear,
+    FoldBatchNorm,
+    FoldBranches,
+    FoldIdle,
+    FoldInput,
+    FoldLinear,
+    QuantizeStatic,
+    Unfold,
+)
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -32,6 +43,10 @@ STEPS: tuple[Step, ...] = (
     FoldIdle(),
     FoldInput(mean=(0.5,), std=(0.25,)),
     Unfold(),
+    FactorizeLinear(multiple=2),
+    FactorizeConv(multiple=2),
+    FactorizeConv(method="cp", multiple=2),
+    DepthwiseSeparable(),
     FineTune(epochs=1, batch=8),
     QuantizeStatic(),
 )
