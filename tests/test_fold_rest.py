@@ -261,6 +261,9 @@ def test_standardization_is_refused() -> None:
     uneven = given(lambda: Lambda(lambda m, x: m.a(x * m.t.weight), a=nn.Conv1d(3, 4, 3), t=nn.Linear(6, 3)), 3, 6)
     with pytest.raises(Unsupported, match="the constants in front of a differ inside a channel"):
         apply(FoldInput(), uneven)
+    bytes_ = given(lambda: Lambda(lambda m, x: m.a(x / 255), a=nn.Linear(4, 4)), 4, dtype=torch.float32)
+    with pytest.raises(Unsupported, match="found none"):  # the layer would read integers
+        apply(FoldInput(), Network(kind="module", body=bytes_.module, example=(np.ones((4, 4), np.uint8),)))
     with pytest.raises(Unsupported, match="one input of floats with channels, got 2"):
         apply(FoldInput(mean=(1.0,)), network("two inputs"))
 

@@ -147,5 +147,5 @@ def numbers(layer: nn.Module) -> int:
 def multiply_adds(layer: Any, output: tuple[int, ...]) -> int:
     """Multiply-adds of a linear layer or a convolution that gives one output of this shape; 0 for another layer."""
     if type(layer) is nn.Linear or type(layer) in CONVOLUTIONS:
-        return math.prod(output) * math.prod(layer.weight.shape[1:])
+        return math.prod((*output, *layer.weight.shape[1:]))
     return 0

@@ -181,7 +181,8 @@ def _neighbours(names: Sequence[str | None]) -> Iterator[_Pair]:
 
 
 def _foldable(module: nn.Module, pair: _Pair, seen: _Seen) -> bool:
-    layer, norm = module.get_submodule(pair.layer), module.get_submodule(pair.norm)
+    layer: Any = module.get_submodule(pair.layer)
+    norm: Any = module.get_submodule(pair.norm)
     if type(layer) not in _LAYERS or type(norm) not in NORMS or norm.running_mean is None or altered(layer) or altered(norm):
         return False
     if isinstance(layer, nn.Linear) and seen.axes.get(layer) != 2:
@@ -189,7 +190,7 @@ def _foldable(module: nn.Module, pair: _Pair, seen: _Seen) -> bool:
     if pair.behind:
         return True
     if isinstance(layer, nn.Linear):
-        return layer.in_features % norm.num_features == 0
+        return bool(layer.in_features % norm.num_features == 0)
     _, shift = affine(norm)
     return type(layer) in CONVOLUTIONS and seen.axes.get(layer) == seen.axes.get(norm) and (takes_shift(layer) or not bool(shift.any()))
 

@@ -75,6 +75,11 @@ def regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
     return spread
 
 
+def split(weight: Tensor, groups: int) -> Tensor:
+    """The first axis as (groups, the rest)."""
+    return weight.reshape(groups, -1, *weight.shape[1:])
+
+
 def obstacle(inner: Any, outer: Any) -> str | None:
     """Why the two layers, called one after the other, are no single one; None where they are."""
     if type(outer) is nn.Linear and type(inner) in (nn.Linear, nn.Embedding):
@@ -114,7 +119,7 @@ def product(inner: Any, outer: Any) -> nn.Module:
     if type(inner) is nn.Embedding:
         table = wide(inner.weight) @ wide(outer.weight).T + wide(outer.bias, outer.out_features)
         with torch.device("meta"):
-            made: Any = nn.Embedding(*table.shape, padding_idx=inner.padding_idx)
+            made: Any = nn.Embedding(table.shape[0], table.shape[1], padding_idx=inner.padding_idx)
         made.weight = nn.Parameter(table.to(inner.weight.dtype), requires_grad=inner.weight.requires_grad)
         return made.eval()  # type: ignore[no-any-return]
     bias = None
@@ -155,14 +160,15 @@ def _product_geometry(inner: Any, outer: Any) -> tuple[Geometry, tuple[tuple[int
 
 def _product_weight(inner: Any, outer: Any, kernel: tuple[int, ...], steps: tuple[tuple[int, int], ...]) -> Tensor:
     groups = math.gcd(inner.groups, outer.groups)
-    first = regrouped(wide(inner.weight), inner.groups, groups).unflatten(0, (groups, -1))  # (g, mid, in, *kernel)
-    second = regrouped(wide(outer.weight), outer.groups, groups).unflatten(0, (groups, -1))  # (g, out, mid, *kernel)
+    first = split(regrouped(wide(inner.weight), inner.groups, groups), groups)  # (g, mid, in, *kernel)
+    second = split(regrouped(wide(outer.weight), outer.groups, groups), groups)  # (g, out, mid, *kernel)
     made = first.new_zeros(groups, second.shape[1], first.shape[2], *kernel)
     for tap in itertools.product(*(range(k) for k in outer.kernel_size)):
-        places = tuple(
+        places = [
             slice(t * far, t * far + (k - 1) * near + 1, near) for t, (near, far), k in zip(tap, steps, inner.kernel_size, strict=True)
-        )
-        made[(..., *places)] += torch.einsum("gom,gmi...->goi...", second[(..., *tap)], first)
+        ]
+        at: tuple[Any, ...] = (slice(None), slice(None), slice(None), *places)
+        made[at] += torch.einsum("gom,gmi...->goi...", second[(..., *tap)], first)
     return made.flatten(0, 1)
 
 
@@ -174,7 +180,7 @@ def after_affine(layer: Any, scale: Tensor, shift: Tensor) -> nn.Module:
     weight = wide(layer.weight)
     groups = 1 if type(layer) is nn.Linear else layer.groups
     by_input = [groups, 1, -1, *[1] * (weight.dim() - 2)]
-    parts = weight.unflatten(0, (groups, -1))
+    parts = split(weight, groups)
     added = (parts * shift.view(by_input)).flatten(0, 1).flatten(1).sum(1)
     scaled = (parts * scale.view(by_input)).flatten(0, 1)
     keeps = layer.bias is None and not bool(shift.any())

@@ -23,7 +23,7 @@ def constants(module: fx.GraphModule) -> dict[fx.Node, Any]:
         elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _pure(node):
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = node.target(*args, **kwargs)
     return values
 
 
@@ -89,8 +89,8 @@ def _worth(node: fx.Node, values: dict[fx.Node, Any], sources: list[fx.Node], mo
         shared = any(user not in values for other in reads[source] for user in other.users)
         if isinstance(values[source], nn.Parameter) and (shared or id(values[source]) in layers):
             return False
-    size = values[node].numel()
-    return size <= max(_LARGEST, sum(values[s].numel() for s in sources if isinstance(values[s], Tensor)))
+    size: int = values[node].numel()
+    return size <= max(_LARGEST, sum(int(values[s].numel()) for s in sources if isinstance(values[s], Tensor)))
 
 
 def _place(module: fx.GraphModule, node: fx.Node, sources: list[fx.Node]) -> str:

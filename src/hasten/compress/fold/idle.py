@@ -142,7 +142,7 @@ def _changes_nothing(node: fx.Node, seen: Sequence[dict[fx.Node, Tensor]]) -> bo
     if packet in _IF_SAME_SHAPE:
         return True
     neutral = packet in _NEUTRAL and len(node.args) == 2 and not node.kwargs and isinstance(node.args[1], (int, float))
-    return neutral and node.args[1] == _NEUTRAL[packet]
+    return neutral and bool(node.args[1] == _NEUTRAL[packet])
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -167,16 +167,15 @@ def _pads(module: fx.GraphModule) -> int:
     """Zero padding becomes a setting of the convolution behind it."""
     found = 0
     for name, node in calls.own_layers(module).items():
-        pad, layer = node.args[0], module.get_submodule(name)
+        pad = node.args[0]
+        layer: Any = module.get_submodule(name)
         if not isinstance(pad, fx.Node) or type(layer) not in calls.CONVOLUTIONS or len(pad.users) > 1:
             continue
-        more, seen = _padding(pad, layer.weight.dim() - 2), geometry(layer)  # type: ignore[union-attr]
+        more, seen = _padding(pad, layer.weight.dim() - 2), geometry(layer)
         if more is None or seen is None or (any(seen.padding) and not seen.zeros):
             continue
         settings = seen.settings | {"padding": tuple(a + b for a, b in zip(seen.padding, more, strict=True))}
-        weight: Any = layer.weight
-        bias: Any = layer.bias
-        calls.replace(module, node, [calls.convolution(weight, bias, like=layer, groups=int(layer.groups), **settings)])  # type: ignore[arg-type]
+        calls.replace(module, node, [calls.convolution(layer.weight, layer.bias, like=layer, groups=layer.groups, **settings)])
         calls.bypass(pad)
         found += 1
     return found

@@ -64,7 +64,8 @@ class FoldInput:
         module = lifted(network)
         if self.mean or self.std:
             network = self._raw(module, network)
-        shapes = calls.shapes(module, network)
+        passing = calls.passing(module, network.example)
+        shapes = {n: tuple(t.shape) for n, t in passing.items() if t.is_floating_point()}
         values = constants(module)
         reasons = [_fold(module, chain, shapes) for chain in _chains(module, values, shapes)]
         if all(reasons):
@@ -121,10 +122,10 @@ def _chains(module: fx.GraphModule, values: dict[fx.Node, Any], shapes: calls.Sh
     own = calls.own_layers(module)
     entries = [n for n in module.graph.nodes if n.op == "placeholder"]
     entries += [n for n in module.graph.nodes if _is_cast(n) and n.args[0] in entries]
-    for source in entries:
+    for source in [n for n in entries if n in shapes]:
         for first in [n for n in source.users if _constant(n, values) is not None]:
             chain = _chain(source, first, values, shapes)
-            if chain.layer in own.values() and type(module.get_submodule(str(chain.layer.target))) in _LAYERS:  # type: ignore[union-attr]
+            if any(chain.layer is call and type(module.get_submodule(name)) in _LAYERS for name, call in own.items()):
                 yield chain
 
 
@@ -208,7 +209,7 @@ def _without(module: fx.GraphModule, chain: _Chain) -> fx.Node:
     value = chain.source
     for node in [n for n in chain.nodes if n.target is _ATEN.flatten.using_ints]:
         with module.graph.inserting_before(chain.nodes[-1]):
-            value = module.graph.call_function(node.target, (value, *node.args[1:]))
+            value = module.graph.call_function(_ATEN.flatten.using_ints, (value, *node.args[1:]))
     return value
 
 
