@@ -259,6 +259,7 @@ def test_layers_can_be_chosen_and_small_ones_stay() -> None:
     of = network("mlp")
     assert layers(apply(FactorizeLinear(only=("1",)), of).module).count("Linear") == 4
     assert layers(apply(FactorizeLinear(keep=("1",), multiple=1), of).module).count("Linear") == 5
+    assert "6.0" not in dict(apply(FactorizeLinear(), of).module.named_modules())  # ten classes
     with pytest.raises(UsageError, match="no layer is named 'head'"):
         apply(FactorizeLinear(only=("head",)), of)
     with pytest.raises(Unsupported, match="factors are smaller than it, found none"):
@@ -275,3 +276,5 @@ def test_values_that_are_not_finite_are_refused() -> None:
     data = np.full((4, 1, 8, 8), np.nan, np.float32)
     with pytest.raises(Unsupported, match="whiten needs finite values in front of 1 on the calibration data"):
         apply(FactorizeLinear(), of, data=data)
+    with pytest.raises(Unsupported, match="whiten needs 1 rows of calibration data at least, got 0"):
+        apply(FactorizeLinear(), of, data=data[:0])

@@ -33,8 +33,9 @@ class FactorizeLinear:
     (W − UV)μ, so that the mean output stays. Computed in 64 bits. The network comes back lifted; the factors of the layer `name` are
     called `name.0` and `name.1`.
 
-    A layer whose factors would have no fewer parameters or take more multiply-adds is left alone, and so is one that is called
-    twice, shares its weights or carries hooks. Which ranks an engine likes is not measured here: ranks are multiples of `multiple`,
+    A layer whose factors would have no fewer parameters or take more multiply-adds is left alone, and so is one with a side
+    below 2·`multiple` (a head of ten classes bears no rank of four; `rank` takes it), or that is called twice, shares its weights or
+    carries hooks. Which ranks an engine likes is not measured here: ranks are multiples of `multiple`,
     and a search compares budgets by measured time.
 
     Args:
@@ -78,7 +79,7 @@ class FactorizeLinear:
         own = calls.own_layers(module)
         shapes = calls.shapes(module, network)
         known = layers.named(module, _KINDS, only=self.only, keep=self.keep)
-        chosen = {name: layer for name, layer in known.items() if name in own and is_matrix(layer)}
+        chosen = {name: layer for name, layer in known.items() if name in own and is_matrix(layer) and self._wide_enough(layer)}
         seen = _moments(module, [own[name] for name in chosen], context.calibrate, network.fixed_batch) if self.whiten else {}
         found = False
         for i, (name, layer) in enumerate(chosen.items()):
@@ -97,6 +98,9 @@ class FactorizeLinear:
         if not any(type(m) in _KINDS and is_matrix(m) for m in network.module.modules()):
             raise Unsupported("FactorizeLinear needs a linear layer or a 1×1 convolution, found none")
         return {"budget": (0.5, 0.35, 0.7)}
+
+    def _wide_enough(self, layer: Any) -> bool:
+        return self.rank is not None or min(layer.weight.shape[:2]) >= 2 * self.multiple
 
     def _parts(self, name: str, layer: Any, seen: tuple[Tensor, Tensor] | None) -> list[nn.Module]:
         whole = matrix(layer)
@@ -128,6 +132,8 @@ def _moments(module: fx.GraphModule, nodes: list[fx.Node], data: View, fixed: in
     with torch.no_grad():
         for rows in _batches(data, fixed):
             seen.run(*calls.inputs(module, rows.inputs))
+    if nodes and not seen.sums:
+        raise Unsupported(f"whiten needs {fixed or 1} rows of calibration data at least, got {len(data)}")
     made = {}
     for node, (count, total, products) in seen.sums.items():
         mean = total / count
@@ -155,9 +161,9 @@ class _Seen(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n in self.wanted:
             (x,), _ = self.fetch_args_kwargs_from_env(n)
-            if type(self.submodules[str(n.target)]) is not nn.Linear:
-                x = x.movedim(1, -1)
-            rows = x.flatten(0, -2).double()
+            layer: Any = self.submodules[str(n.target)]
+            x = x.movedim(1 - layer.weight.dim(), -1) if type(layer) is not nn.Linear else x
+            rows = x.reshape(-1, x.shape[-1]).double()
             count, total, products = self.sums.get(n, (0, rows.new_zeros(()), rows.new_zeros(())))
             self.sums[n] = (count + len(rows), total + rows.sum(0), products + rows.T @ rows)
         return super().run_node(n)

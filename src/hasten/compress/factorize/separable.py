@@ -27,7 +27,8 @@ class DepthwiseSeparable:
     and `name.1`.
 
     A layer whose parts would have no fewer parameters or take more multiply-adds is left alone, and so is one with groups or a 1×1
-    kernel, or that is called twice, shares its weights or carries hooks. With m = 1 much is lost: train afterwards.
+    kernel, or that is called twice, shares its weights or carries hooks. With m = 1 much is lost,
+    most in a first layer of few input channels: leave that one out, and train afterwards.
 
     Args:
         multiplier: depthwise filters for each input channel, at least 1.

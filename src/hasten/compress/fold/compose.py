@@ -168,7 +168,8 @@ def _product_weight(inner: Any, outer: Any, kernel: tuple[int, ...], steps: tupl
             slice(t * far, t * far + (k - 1) * near + 1, near) for t, (near, far), k in zip(tap, steps, inner.kernel_size, strict=True)
         ]
         at: tuple[Any, ...] = (slice(None), slice(None), slice(None), *places)
-        made[at] += torch.einsum("gom,gmi...->goi...", second[(..., *tap)], first)
+        here: tuple[Any, ...] = (slice(None), slice(None), slice(None), *tap)
+        made[at] += torch.einsum("gom,gmi...->goi...", second[here], first)
     return made.flatten(0, 1)
 
 
