@@ -83,6 +83,18 @@ class Tied(nn.Module):
         return self.norm(self.inner(x)) @ self.inner.weight
 
 
+class Twice(nn.Module):
+    """Reads its norm twice."""
+
+    def __init__(self, norm: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.layer = norm, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.layer(x) + x
+
+
 def chain(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return nn.Sequential(layer, norm, nn.ReLU())
 
@@ -97,13 +109,25 @@ FOLDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "transposed in groups": (lambda: chain(nn.ConvTranspose1d(4, 6, 3, groups=2), nn.BatchNorm1d(6)), (4, 5), 0),
     "residual": (Residual, (3, 6, 6), 1),
     "shared": (Shared, (3, 6, 6), 2),
+    "norm before linear": (lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 7)), (5,), 0),
+    "norm before conv": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2)), (4, 7, 7), 0),
+    "norm before reflecting conv": (
+        lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")),
+        (4, 7, 7),
+        0,
+    ),
+    "norm on both sides": (lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)), (4, 7), 0),
+    "norm between": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.Conv1d(6, 4, 3)), (4, 9), 0),
     "branching": (Branching, (3, 9, 9), 1),
     "reused": (Reused, (3, 6, 6), 1),
 }
 
 ALONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "no norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (3, 6, 6)),
-    "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), (3, 6, 6)),
+    "norm first, zeros padded": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), (3, 6, 6)),
+    "norm before a transposed": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 3)), (3, 6, 6)),
+    "norm before, both read": (lambda: Twice(nn.BatchNorm1d(6), nn.Linear(6, 6)), (6,)),
+    "norm over channels, linear over the last axis": (lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 5)), (5, 5)),
     "something between": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), (3, 6, 6)),
     "norm over the middle axis": (lambda: chain(nn.Linear(5, 5), nn.BatchNorm1d(5)), (5, 5)),
     "no running statistics": (lambda: chain(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), (3, 6, 6)),
@@ -174,9 +198,31 @@ def test_lifted_programs() -> None:
     torch.testing.assert_close(outputs(folded, given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
 
 
+def test_norms_fold_through_pooling_and_flattening() -> None:
+    body = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(16, 3))
+    given = network(lambda: body, (4, 6, 6))
+    x = torch.from_numpy(given.example[0])
+    program = torch.export.export(given.module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for form in (given.with_body(fx.symbolic_trace(given.module)), given.with_body(lift(program))):
+        folded = fold(form)
+        assert norms(folded) == 0
+        torch.testing.assert_close(outputs(folded, given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_that_only_scales_folds_into_a_padded_convolution() -> None:
+    given = network(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), (3, 6, 6))
+    nn.init.zeros_(given.module[0].bias)
+    nn.init.zeros_(given.module[0].running_mean)
+    folded = fold(given)
+    assert norms(folded) == 0
+    torch.testing.assert_close(outputs(folded, given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_leaves_alone(name: str) -> None:
-    with pytest.raises(Unsupported, match="batch norm directly behind a convolution or linear layer, found none"):
+    with pytest.raises(
+        Unsupported, match="batch norm directly behind a convolution or linear layer, or in front of one that pads with no zeros"
+    ):
         fold(network(*ALONE[name]))
 
 

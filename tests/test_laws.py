@@ -15,7 +15,14 @@ from torch import nn
 
 from hasten import testing
 from hasten.compress import (
+    DepthwiseSeparable,
+    FactorizeConv,
+    FactorizeLinear,
     FoldBatchNorm,
+    FoldBranches,
+    FoldIdle,
+    FoldInput,
+    FoldLinear,
     InsertNorm,
     PackCodebooks,
     PruneBlocks,
@@ -24,6 +31,7 @@ from hasten.compress import (
     QuantizeStatic,
     ReplaceActivation,
     ShareWeights,
+    Unfold,
 )
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
@@ -37,6 +45,15 @@ from networks import NETWORKS, QUICK, lowered, network
 # One row per method. Adding a method is one row here.
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
+    FoldLinear(),
+    FoldBranches(),
+    FoldIdle(),
+    FoldInput(mean=(0.5,), std=(0.25,)),
+    Unfold(),
+    FactorizeLinear(multiple=2),
+    FactorizeConv(multiple=2),
+    FactorizeConv(method="cp", multiple=2),
+    DepthwiseSeparable(),
     PruneStructure(multiple=2),
     PruneWeights(epochs=1, schedule="gradual"),
     PruneBlocks(),
@@ -57,6 +74,16 @@ ENGINES: tuple[Engine, ...] = (
     OpenVINO(packed=True),
     OpenVINO(packed=True, shapes="static"),
 )
+    FoldLinear(),
+    FoldBranches(),
+    FoldIdle(),
+    FoldInput(mean=(0.5,), std=(0.25,)),
+    Unfold(),
+    FactorizeLinear(multiple=2),
+    FactorizeConv(multiple=2),
+    FactorizeConv(method="cp", multiple=2),
+    DepthwiseSeparable(),
+ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETWORKS]

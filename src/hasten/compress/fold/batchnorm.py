@@ -1,36 +1,52 @@
-"""Batch norms merge into the layer before them."""
+"""Batch norms merge into the layer in front of them or behind them."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from hasten.compress.calls import CONVOLUTIONS, altered, reader
+from hasten.compress.fold.carry import carries
+from hasten.compress.fold.compose import NORMS, affine, after_affine, takes_shift, wide
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-Pair = tuple[str, str]  # names of a layer and of the norm behind it
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Names of a norm and of the layer that takes it; `behind`: the norm follows the layer."""
+
+    layer: str
+    norm: str
+    behind: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldBatchNorm:
-    """Folds each batch norm that directly follows a convolution or a linear layer into that layer.
+    """Folds each batch norm into the convolution or linear layer that it follows, or else into the one that it feeds.
 
-    W' = W·γ/√(σ² + ε), b' = (b − μ)·γ/√(σ² + ε) + β, computed in 64 bits. The norm's place is taken by `nn.Identity` in a
-    module, by nothing in an `fx.GraphModule`; a module keeps its class. Where `torch.fx` cannot trace the module, only
-    neighbours in an `nn.Sequential` are folded. A layer whose output is used elsewhere, that is called more than once, whose
-    weight is read by other code, or that carries hooks or parametrizations is left alone, and so is a norm without running
-    statistics.
+    With f = γ/√(σ² + ε) and t = β − μ·f, one number per channel, computed in 64 bits:
+
+    - a norm behind the layer: W' = f·W, b' = f·b + t;
+    - a norm in front of it: W'_oi = W_oi·f_i, b'_o = b_o + Σ_i t_i·Σ_k W_oik, also where only average pooling, flattening or dropout
+      lies between. A convolution that pads with zeros does not see t in its padding, so there a norm with t ≠ 0 stays, and a
+      transposed convolution takes no norm in front.
+
+    The norm's place is taken by `nn.Identity` in a module, by nothing in an `fx.GraphModule`; a module keeps its class. Where
+    `torch.fx` cannot trace the module, only neighbours in an `nn.Sequential` are folded. A layer or norm whose output is used
+    elsewhere, that is called more than once, whose weight is read by other code, or that carries hooks or parametrizations is left
+    alone, and so is a norm without running statistics.
 
     >>> import torch
     >>> from torch import nn
@@ -62,30 +78,36 @@ class FoldBatchNorm:
         module = copy.deepcopy(network.module).eval()
         pairs = _pairs(copy.deepcopy(module), network.example)
         if not pairs:
-            raise Unsupported("FoldBatchNorm needs a batch norm directly behind a convolution or linear layer, found none")
-        for layer, norm in pairs:
-            _merge(module.get_submodule(layer), module.get_submodule(norm))
+            raise Unsupported(
+                "FoldBatchNorm needs a batch norm directly behind a convolution or linear layer, or in front of one that pads with no "
+                "zeros, found none"
+            )
+        for pair in pairs:
+            _merge(module, pair)
         if isinstance(module, fx.GraphModule):
-            _erase(module, {norm for _, norm in pairs})
+            _erase(module, {pair.norm for pair in pairs})
         else:
-            for _, norm in pairs:
-                module.set_submodule(norm, nn.Identity())
+            for pair in pairs:
+                module.set_submodule(pair.norm, nn.Identity())
         return network.with_body(module)
 
     @classmethod
     def space(cls, network: Network) -> Space:
         """Nothing to vary. Raises Unsupported on a network without batch norms."""
-        if not any(type(m) in _NORMS for m in network.module.modules()):
+        if not any(type(m) in NORMS for m in network.module.modules()):
             raise Unsupported("FoldBatchNorm needs a network with batch norms, found none")
         return {}
 
 
-def _pairs(probe: nn.Module, example: Arrays) -> list[Pair]:
-    """What can be folded. Runs and traces `probe`, whose forward may leave things behind on it."""
+def _pairs(probe: nn.Module, example: Arrays) -> list[_Pair]:
+    """What can be folded, each norm once. Runs and traces `probe`, whose forward may leave things behind on it."""
     seen = _Seen(probe, example)
     graph = _traced(probe)
-    found = _chained(probe, seen) if graph is None else _wired(graph)
-    return [pair for pair in found if _foldable(probe, pair, seen)]
+    found = _chained(probe, seen) if graph is None else _wired(probe, graph, seen)
+    chosen: dict[str, _Pair] = {}
+    for pair in sorted((p for p in found if _foldable(probe, p, seen)), key=lambda p: not p.behind):
+        chosen.setdefault(pair.norm, pair)
+    return list(chosen.values())
 
 
 class _Seen:
@@ -119,58 +141,85 @@ def _traced(module: nn.Module) -> fx.Graph | None:
         return None
 
 
-def _wired(graph: fx.Graph) -> Iterator[Pair]:
-    """Layers whose only reader is a norm, both called once, with weights that nothing else reads."""
+def _wired(module: nn.Module, graph: fx.Graph, seen: _Seen) -> Iterator[_Pair]:
+    """Norms and layers that read nothing but each other, both called once, with weights that nothing else reads."""
     calls = Counter(n.target for n in graph.nodes if n.op == "call_module")
     read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
+
+    def own(node: fx.Node | None) -> bool:
+        return node is not None and node.op == "call_module" and calls[node.target] == 1 and str(node.target) not in read
+
     for norm in graph.nodes:
-        layer = norm.all_input_nodes[0] if norm.op == "call_module" and norm.all_input_nodes else None
-        if layer is None or layer.op != "call_module" or len(layer.users) > 1 or len(norm.all_input_nodes) > 1:
+        if not own(norm) or len(norm.all_input_nodes) != 1 or type(module.get_submodule(norm.target)) not in NORMS:
             continue
-        if calls[layer.target] == calls[norm.target] == 1 and not {layer.target, norm.target} & read:
-            yield str(layer.target), str(norm.target)
+        layer = norm.all_input_nodes[0]
+        if own(layer) and len(layer.users) == 1:
+            yield _Pair(str(layer.target), str(norm.target), behind=True)
+        after, axes = reader(norm), seen.axes.get(module.get_submodule(norm.target), 0)
+        while after is not None and carries(module, after, axes):
+            after = reader(after)
+        if after is not None and own(after) and len(after.all_input_nodes) == 1:
+            yield _Pair(str(after.target), str(norm.target), behind=False)
 
 
-def _chained(module: nn.Module, seen: _Seen) -> Iterator[Pair]:
+def _chained(module: nn.Module, seen: _Seen) -> Iterator[_Pair]:
     """Neighbours in an nn.Sequential that are called as often as it is, so never on their own."""
     for name, part in module.named_modules():
         if type(part) is not nn.Sequential:
             continue
         times = 1 if part is module else seen.calls[part]
         names = [f"{name}.{child}" if name else child for child, _ in part.named_children()]
-        for pair in itertools.pairwise(names):
-            if times and all(seen.calls[module.get_submodule(n)] == times for n in pair):
-                yield pair
+        together = [n if times and seen.calls[module.get_submodule(n)] == times else None for n in names]
+        yield from _neighbours(together)
 
 
-def _foldable(module: nn.Module, pair: Pair, seen: _Seen) -> bool:
-    layer, norm = (module.get_submodule(name) for name in pair)
-    if type(layer) not in _LAYERS or type(norm) not in _NORMS or norm.running_mean is None:
+def _neighbours(names: Sequence[str | None]) -> Iterator[_Pair]:
+    for first, second in itertools.pairwise(names):
+        if first is not None and second is not None:
+            yield _Pair(first, second, behind=True)
+            yield _Pair(second, first, behind=False)
+
+
+def _foldable(module: nn.Module, pair: _Pair, seen: _Seen) -> bool:
+    layer: Any = module.get_submodule(pair.layer)
+    norm: Any = module.get_submodule(pair.norm)
+    if type(layer) not in _LAYERS or type(norm) not in NORMS or norm.running_mean is None or altered(layer) or altered(norm):
         return False
     if isinstance(layer, nn.Linear) and seen.axes.get(layer) != 2:
-        return False  # behind a linear layer the norm's axis is the last one only where there are two
-    return not _altered(layer) and not _altered(norm)
-
-
-def _altered(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks) or nn.utils.parametrize.is_parametrized(module)
+        return False  # the norm's axis is the last one, where the layer works, only where there are two
+    if pair.behind:
+        return True
+    if isinstance(layer, nn.Linear):
+        return bool(layer.in_features % norm.num_features == 0)
+    _, shift = affine(norm)
+    return type(layer) in CONVOLUTIONS and seen.axes.get(layer) == seen.axes.get(norm) and (takes_shift(layer) or not bool(shift.any()))
 
 
 @torch.no_grad()
-def _merge(layer: Any, norm: Any) -> None:
-    gain = 1.0 if norm.weight is None else norm.weight.double()
-    shift = 0.0 if norm.bias is None else norm.bias.double()
-    factor = gain / (norm.running_var.double() + norm.eps).sqrt()
-    weight, bias = layer.weight.double(), 0.0 if layer.bias is None else layer.bias.double()
+def _merge(module: nn.Module, pair: _Pair) -> None:
+    layer: Any = module.get_submodule(pair.layer)
+    scale, shift = affine(module.get_submodule(pair.norm))
+    if pair.behind:
+        _scale_outputs(layer, scale, shift)
+        return
+    if type(layer) is nn.Linear:  # flattened channels lie side by side
+        each = layer.in_features // len(scale)
+        scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
+    made: Any = after_affine(layer, scale, shift)
+    layer.weight, layer.bias = made.weight, made.bias
+
+
+def _scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    weight = layer.weight.double()
     groups = layer.groups if type(layer) in _TRANSPOSED else 1
     if type(layer) in _TRANSPOSED:  # (in, out / groups, …): each group scales its own outputs
-        parts = weight.unflatten(0, (groups, -1)) * factor.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        parts = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
         merged = parts.flatten(0, 1)
     else:
-        merged = weight * factor.view(-1, *[1] * (weight.dim() - 1))
+        merged = weight * scale.view(-1, *[1] * (weight.dim() - 1))
     kind, learns = layer.weight.dtype, layer.weight.requires_grad
     layer.weight = nn.Parameter(merged.to(kind), requires_grad=learns)
-    layer.bias = nn.Parameter(((bias - norm.running_mean.double()) * factor + shift).to(kind), requires_grad=learns)
+    layer.bias = nn.Parameter((wide(layer.bias, len(scale)) * scale + shift).to(kind), requires_grad=learns)
 
 
 def _erase(module: fx.GraphModule, norms: set[str]) -> None:

@@ -1,0 +1,106 @@
+"""What a network computes from its weights alone, computed once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hasten.compress.calls import finish
+
+_LARGEST = 2**20  # numbers; a larger table than its sources is slower to read than to make
+
+
+def constants(module: fx.GraphModule) -> dict[fx.Node, Any]:
+    """The values of all nodes that depend on no input. Random calls, and calls that write, are none."""
+    values: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(module)
+        elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _pure(node):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def fold_constants(module: fx.GraphModule) -> list[str]:
+    """Puts the values of constant calls in the place of the calls; gives the names under which they lie now.
+
+    A value that depends on a weight which trains becomes one that trains. A call stays where its weight is read elsewhere too, or
+    where its value is large and larger than what it is made of.
+    """
+    values = constants(module)
+    made = []
+    for node in [n for n in values if n.op == "call_function" and any(user not in values for user in n.users)]:
+        sources = list(_sources(node))
+        if not isinstance(values[node], Tensor) or any(_writes(user) for user in node.users) or not _worth(node, values, sources, module):
+            continue
+        name = _place(module, node, sources)
+        parent, _, last = name.rpartition(".")
+        home = module.get_submodule(parent)
+        learns = any(isinstance(values[s], nn.Parameter) and values[s].requires_grad for s in sources)
+        value = values[node].detach().clone()
+        if learns:
+            home.register_parameter(last, nn.Parameter(value))
+        else:
+            home.register_buffer(last, value)
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(name), delete_user_cb=lambda user: user not in values)
+        made.append(name)
+    finish(module)
+    return made
+
+
+def _pure(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _sources(node: fx.Node) -> Iterable[fx.Node]:
+    """The weights that a constant call depends on."""
+    found: dict[fx.Node, None] = {}
+    todo = [node]
+    while todo:
+        at = todo.pop()
+        if at.op == "get_attr":
+            found[at] = None
+        todo.extend(at.all_input_nodes)
+    return found
+
+
+def _worth(node: fx.Node, values: dict[fx.Node, Any], sources: list[fx.Node], module: fx.GraphModule) -> bool:
+    """Not where a weight would be there twice, or a large table would be read instead of made."""
+    reads = {n: [other for other in module.graph.nodes if other.op == "get_attr" and values.get(other) is values[n]] for n in sources}
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+    layers = {id(p) for name in called for p in module.get_submodule(name).parameters()}
+    for source in sources:
+        shared = any(user not in values for other in reads[source] for user in other.users)
+        if isinstance(values[source], nn.Parameter) and (shared or id(values[source]) in layers):
+            return False
+    size: int = values[node].numel()
+    return size <= max(_LARGEST, sum(int(values[s].numel()) for s in sources if isinstance(values[s], Tensor)))
+
+
+def _place(module: fx.GraphModule, node: fx.Node, sources: list[fx.Node]) -> str:
+    """A free name: a weight normed by hand lies where the layer keeps its weight."""
+    parents = {str(s.target).rpartition(".")[0] for s in sources}
+    base = f"{parents.pop()}.weight" if len(parents) == 1 and "" not in parents else f"{node.name}_value"
+    taken = {name for name, _ in (*module.named_parameters(), *module.named_buffers(), *module.named_modules())}
+    free = base
+    count = 0
+    while free in taken or hasattr(module, free):
+        count += 1
+        free = f"{base}_{count}"
+    return free
