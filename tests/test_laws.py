@@ -74,16 +74,6 @@ ENGINES: tuple[Engine, ...] = (
     OpenVINO(packed=True),
     OpenVINO(packed=True, shapes="static"),
 )
-    FoldLinear(),
-    FoldBranches(),
-    FoldIdle(),
-    FoldInput(mean=(0.5,), std=(0.25,)),
-    Unfold(),
-    FactorizeLinear(multiple=2),
-    FactorizeConv(multiple=2),
-    FactorizeConv(method="cp", multiple=2),
-    DepthwiseSeparable(),
-ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETWORKS]
