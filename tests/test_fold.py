@@ -209,6 +209,30 @@ def test_norms_fold_through_pooling_and_flattening() -> None:
         torch.testing.assert_close(outputs(folded, given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
 
 
+class Averaged(nn.Module):
+    """Averages over the channels of its norm, or over their places."""
+
+    def __init__(self, axis: int, features: int) -> None:
+        super().__init__()
+        self.norm, self.head, self.axis = nn.BatchNorm1d(4), nn.Linear(features, 3), axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x).mean(self.axis))
+
+
+@pytest.mark.parametrize("axis", [1, -2, 2, -1])
+def test_norms_fold_through_averages_over_places_only(axis: int) -> None:
+    over_places = axis in (2, -1)
+    given = network(lambda: Averaged(axis, 4 if over_places else 8), (4, 8))
+    x = torch.from_numpy(given.example[0])
+    lifted = given.with_body(lift(torch.export.export(given.module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))))
+    if not over_places:
+        with pytest.raises(Unsupported, match="batch norm directly behind"):
+            fold(lifted)
+        return
+    torch.testing.assert_close(outputs(fold(lifted), given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
+
+
 def test_a_norm_that_only_scales_folds_into_a_padded_convolution() -> None:
     given = network(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), (3, 6, 6))
     nn.init.zeros_(given.module[0].bias)

@@ -247,6 +247,15 @@ def test_given_means_make_the_network_take_raw_values(padding: int) -> None:
     assert len([n for n in made.module.graph.nodes if n.op == "call_function"]) == padding
 
 
+def test_bytes_are_scaled_by_the_layer_behind_the_cast() -> None:
+    torch.manual_seed(0)
+    body = Lambda(lambda m, x: m.a(x.float() / 255 - 0.5), a=nn.Linear(6, 4)).eval()
+    of = Network(kind="module", body=body, example=(np.arange(24, dtype=np.uint8).reshape(4, 6),))
+    made = apply(FoldInput(), of)
+    assert [n.op for n in made.module.graph.nodes if n.op.startswith("call")] == ["call_function", "call_module"]
+    np.testing.assert_allclose(forward(made, of.example)[0], forward(of, of.example)[0], atol=1e-6)
+
+
 def test_standardization_is_refused() -> None:
     for std in ((0.0,), (-1.0,), (float("nan"),)):
         with pytest.raises(ValueError, match="std finite and above 0"):

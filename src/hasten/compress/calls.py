@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -92,6 +93,14 @@ def replace(module: fx.GraphModule, node: fx.Node, parts: Sequence[nn.Module]) -
             value = module.graph.call_module(f"{name}.{i}", (value,))
     node.replace_all_uses_with(value)  # type: ignore[arg-type]
     module.graph.erase_node(node)
+
+
+def free_name(module: nn.Module, base: str) -> str:
+    """`base`, or the next free name near it, for a new weight or layer."""
+    parent, _, last = base.rpartition(".")
+    home = module.get_submodule(parent)
+    names = (last if count == 0 else f"{last}_{count}" for count in itertools.count())
+    return ".".join(filter(None, (parent, next(n for n in names if not hasattr(home, n)))))
 
 
 def bypass(node: fx.Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hasten.compress.calls import finish
+from hasten.compress.calls import finish, free_name
 
 _LARGEST = 2**20  # numbers; a larger table than its sources is slower to read than to make
 
@@ -97,10 +97,4 @@ def _place(module: fx.GraphModule, node: fx.Node, sources: list[fx.Node]) -> str
     """A free name: a weight normed by hand lies where the layer keeps its weight."""
     parents = {str(s.target).rpartition(".")[0] for s in sources}
     base = f"{parents.pop()}.weight" if len(parents) == 1 and "" not in parents else f"{node.name}_value"
-    taken = {name for name, _ in (*module.named_parameters(), *module.named_buffers(), *module.named_modules())}
-    free = base
-    count = 0
-    while free in taken or hasattr(module, free):
-        count += 1
-        free = f"{base}_{count}"
-    return free
+    return free_name(module, base)

@@ -88,14 +88,14 @@ class FoldInput:
         mean, std = (self._shaped(name, x) for name in ("mean", "std"))
         node = entries[0]
         after = list(node.users)
-        with module.graph.inserting_after(node):
-            value: fx.Node = node
-            for name, target, array in (("input_mean", _ATEN.sub.Tensor, mean), ("input_std", _ATEN.div.Tensor, std)):
-                module.register_buffer(name, torch.from_numpy(array))
-                with module.graph.inserting_after(value):
-                    constant = module.graph.get_attr(name)
-                with module.graph.inserting_after(constant):
-                    value = module.graph.call_function(target, (value, constant))
+        value: fx.Node = node
+        for base, target, array in (("input_mean", _ATEN.sub.Tensor, mean), ("input_std", _ATEN.div.Tensor, std)):
+            name = calls.free_name(module, base)
+            module.register_buffer(name, torch.from_numpy(array))
+            with module.graph.inserting_after(value):
+                constant = module.graph.get_attr(name)
+            with module.graph.inserting_after(constant):
+                value = module.graph.call_function(target, (value, constant))
         for user in after:
             user.replace_input_with(node, value)
         return replace(network, example=(np.asarray(x * std + mean, x.dtype),))
@@ -216,7 +216,7 @@ def _without(module: fx.GraphModule, chain: _Chain) -> fx.Node:
 def _add(module: fx.GraphModule, layer: fx.Node, value: fx.Node, shift: Tensor, shapes: calls.Shapes) -> fx.Node:
     axes = len(shapes[layer]) - 2
     weight: Any = module.get_submodule(str(layer.target)).weight
-    name = f"{str(layer.target).replace('.', '_')}_shift"
+    name = calls.free_name(module, f"{str(layer.target).replace('.', '_')}_shift")
     module.register_buffer(name, shift.to(weight.dtype).view(1, -1, *[1] * axes))
     with module.graph.inserting_before(layer):
         return module.graph.call_function(_ATEN.add.Tensor, (value, module.graph.get_attr(name)))
