@@ -263,6 +263,14 @@ def test_embeddings_and_computed_weights_are_left_alone() -> None:
     assert made.head.weight is made.words.weight
 
 
+def test_what_is_not_a_number_is_refused() -> None:
+    of = dense()
+    with torch.no_grad():
+        of.module[2].weight[0, 0] = float("nan")
+    with pytest.raises(Unsupported, match=r"what each weight matters, for '2\.weight' it is not a number"):
+        pruned(PruneWeights(), of)
+
+
 def test_only_and_keep() -> None:
     of = dense()
     assert kept(pruned(PruneWeights(only=("2",)), of), "0").all()

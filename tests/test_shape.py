@@ -275,6 +275,14 @@ def test_infinite_outputs_are_refused() -> None:
         made(InsertNorm(), of)
 
 
+def test_blocks_cannot_be_judged_by_outputs_that_are_not_finite() -> None:
+    of = network("dilated")
+    with torch.no_grad():
+        of.module.head.bias[0] = float("nan")
+    with pytest.raises(Unsupported, match="PruneBlocks needs finite outputs"):
+        made(PruneBlocks(), of)
+
+
 def test_a_norm_takes_a_free_name() -> None:
     of = bare()
     once = lifted(made(InsertNorm(only=("0",)), of))

@@ -118,7 +118,7 @@ class PruneWeights:
         """The network with zeros, in eval mode.
 
         Raises:
-            Unsupported: where no layer can be pruned, or the saliency cannot tell what matters in one.
+            Unsupported: where no layer can be pruned, or the saliency cannot tell what matters in one, or gives NaN.
             UsageError: where `only` or `keep` meets no layer.
             DataRefused: where the data does not do for the saliency or the training.
         """
@@ -170,6 +170,8 @@ class _Cut:
     def grow(self, module: nn.Module, found: Found, share: float) -> None:
         """Chooses the zeros and sets them."""
         scores = SALIENCIES[self._step.saliency](module, found, self._network, self._context)
+        if unclear := [name for name, values in scores.items() if values.isnan().any()]:
+            raise Unsupported(f"PruneWeights needs to know what each weight matters, for {unclear[0]!r} it is not a number")
         self._masks = self._step._masks(scores, found, share)
         self._hold(found)
 

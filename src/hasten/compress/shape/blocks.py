@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -68,7 +69,7 @@ class PruneBlocks:
         """The network in its lifted form with fewer blocks.
 
         Raises:
-            Unsupported: where it has fewer blocks than are to go, or cannot be exported.
+            Unsupported: where it has fewer blocks than are to go, cannot be exported, or gives outputs that are not finite.
             UsageError: where `only` or `keep` meets no layer.
             DataRefused: on too few calibration examples for one batch.
         """
@@ -196,23 +197,32 @@ class _Without(fx.Interpreter):
         return None if n in self._skipped else super().run_node(n)
 
 
-def _least(module: fx.GraphModule, found: list[_Block], count: int, network: Network, context: Context) -> Iterator[_Block]:
+@torch.no_grad()
+def _least(module: fx.GraphModule, found: list[_Block], count: int, network: Network, context: Context) -> list[_Block]:
     """The block that changes least without it, then the next without both, …"""
+    examples = list(batches(context.calibrate, fixed_batch=network.fixed_batch))
+    whole = [_doubles(outputs_of(module, example)) for example in examples]
+    if not all(y.isfinite().all() for outputs in whole for y in outputs):
+        raise Unsupported("PruneBlocks needs finite outputs on the calibrate view to compare with, these are not")
     gone: list[_Block] = []
     while len(gone) < count:
         left = [block for block in found if block not in gone]
-        changes = [_change(module, [*gone, block], network, context) for block in left]
+        changes = [_change(whole, _Without(module, [*gone, block]), examples) for block in left]
         gone.append(left[changes.index(min(changes))])
         context.progress(len(gone) / count, f"{len(gone)} of {count} blocks")
-    yield from gone
+    return gone
 
 
-@torch.no_grad()
-def _change(module: fx.GraphModule, blocks: list[_Block], network: Network, context: Context) -> float:
-    """Σ ‖y − y'‖² / Σ ‖y‖² without the blocks, the mean over all float outputs."""
-    without, parts = _Without(module, blocks), list[Tensor]()
-    for example in batches(context.calibrate, fixed_batch=network.fixed_batch):
-        pairs = zip(outputs_of(module, example), outputs_of(without.run, example), strict=True)  # type: ignore[arg-type]
-        parts.append(torch.tensor([[(a - b).double().square().sum(), a.double().square().sum()] for a, b in pairs]))
+def _change(whole: list[list[Tensor]], without: _Without, examples: list[tuple[Tensor, ...]]) -> float:
+    """Σ ‖y − y'‖² / Σ ‖y‖², the mean over all outputs; infinite where y' is not finite."""
+    parts = list[Tensor]()
+    for wanted, example in zip(whole, examples, strict=True):
+        given = _doubles(outputs_of(without.run, example))  # type: ignore[arg-type]
+        parts.append(torch.tensor([[(a - b).square().sum(), a.square().sum()] for a, b in zip(wanted, given, strict=True)]))
     change, size = torch.stack(parts).sum(0).unbind(1)
-    return float((change / size.clamp_min(_FEWEST)).mean())
+    found = float((change / size.clamp_min(_FEWEST)).mean())
+    return found if math.isfinite(found) else math.inf
+
+
+def _doubles(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    return [y.double() for y in outputs]
