@@ -21,11 +21,18 @@ from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Engine, Space, Stage, Step
 from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.load.lower import lower
-from hasten.train import FineTune
+from hasten.train import Distil, FineTune
 from networks import NETWORKS, QUICK, lowered, network
 
 # One row per method. Adding a method is one row here.
-STEPS: tuple[Step, ...] = (FoldBatchNorm(), FineTune(epochs=1, batch=8), QuantizeStatic())
+STEPS: tuple[Step, ...] = (
+    FoldBatchNorm(),
+    FineTune(epochs=1, batch=8),
+    Distil(epochs=1, batch=8),
+    Distil(match="features", epochs=1, batch=8),
+    Distil(match="attention", epochs=1, batch=8),
+    QuantizeStatic(),
+)
 ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 

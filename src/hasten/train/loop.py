@@ -20,7 +20,9 @@ from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.recipe import Progress
 from hasten.train.augment import shift
-from hasten.train.objective import Objective, Tensors, objective, outputs_of
+from hasten.train.hints import watched
+from hasten.train.objective import Objective, objective, probe
+from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.settings import Fit
 
 Curve = tuple[tuple[int, float], ...]
@@ -75,7 +77,7 @@ def fit(
     Raises:
         DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
         Diverged: the loss or its gradient is NaN or infinite; at the very step.
-        Unsupported: nothing in the network can be trained.
+        Unsupported: nothing in the network can be trained, or a layer cannot be matched with the teacher's.
         UsageError: a teacher is missing, not needed, or gives outputs of another shape; shift without images.
 
     >>> line = View(inputs=(np.linspace(-1, 1, 64, dtype=np.float32)[:, None],), labels=np.linspace(-3, 3, 64))
@@ -98,8 +100,12 @@ def fit(
         home = trainable(module)[0].device
         student = copy.deepcopy(module).eval().to(place)
         inputs = tuple(torch.from_numpy(np.array(a)).to(place) for a in view.inputs)
-        aim = objective(settings, student, teacher, inputs, view.labels)
-        curve = _train(student, inputs, aim, settings=settings, progress=progress, deadline=deadline)
+        shown = student
+        if settings.hints is not None and teacher is not None:
+            index = probe(settings, inputs)
+            shown, teacher = watched(settings.hints, student, teacher, tuple(a[index] for a in inputs))
+        aim = objective(settings, shown, teacher, inputs, view.labels)
+        curve = _train(shown, inputs, aim, settings=settings, progress=progress, deadline=deadline)
     return Fitted(module=student.eval().to(home), curve=curve, steps=settings.steps(len(view)))
 
 
@@ -120,6 +126,9 @@ def _train(
     deadline: float | None,
 ) -> Curve:
     student.train()
+    if settings.freeze_norms:
+        for norm in [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]:
+            norm.eval()
     examples, generator = len(inputs[0]), torch.Generator().manual_seed(settings.seed)
     weights, steps = trainable(student), settings.steps(examples)
     optimizer = _optimizer(weights, settings)
