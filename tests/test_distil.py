@@ -122,6 +122,8 @@ def test_the_last_layer_of_each_size_is_followed() -> None:
     """Layer 0 reads the input itself, 3 the maps of 8×8, 5 those of 4×4, 9 one value per channel."""
     assert chosen(conv(5, 0), conv(8, 1)) == ("3", "5", "9")
     assert chosen(conv(5, 0), conv(8, 1), "attention") == ("3", "5")
+    deep = [nn.Sequential(*(nn.Conv2d(1 if i == 0 else w, w, 3, padding=1) for i in range(4))) for w in (4, 6)]
+    assert chosen(*deep) == ("3",)
 
 
 def test_a_folded_and_lifted_student_reads_what_the_original_reads() -> None:

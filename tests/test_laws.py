@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, QuantizeStatic
+from hasten.compress import FoldBatchNorm, QuantizeAware, QuantizeStatic
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -31,6 +31,7 @@ STEPS: tuple[Step, ...] = (
     Distil(epochs=1, batch=8),
     Distil(match="features", epochs=1, batch=8),
     Distil(match="attention", epochs=1, batch=8),
+    QuantizeAware(epochs=1, batch=8),
     QuantizeStatic(),
 )
 ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
