@@ -233,12 +233,13 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
         if isinstance(given.model, (str, Path)):
             opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), **known)
         else:
-            _save_module(given.model, place)
+            save_module(given.model, place)
             opened = child.call("hasten.prepare:check_saved", **here, **known)
     return {**task, **opened.value, "model": given.name, "command": options.command}
 
 
-def _save_module(module: nn.Module, place: Path) -> None:
+def save_module(module: nn.Module, place: Path) -> None:
+    """Saves a user's module in a run folder whose views are cut already. Raises ModelRefused, StorageError."""
     from hasten import prepare
     from hasten.load import files, saved
 

@@ -2,5 +2,6 @@
 
 from hasten.compress.fold import FoldBatchNorm
 from hasten.compress.quantize import QuantizeAware, QuantizeStatic
+from hasten.compress.student import UseStudent
 
-__all__ = ["FoldBatchNorm", "QuantizeAware", "QuantizeStatic"]
+__all__ = ["FoldBatchNorm", "QuantizeAware", "QuantizeStatic", "UseStudent"]
