@@ -85,7 +85,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     refused(write(tmp_path / "inputs.pt2", flat, torch.randn(3, 3, 2, 2)), of, "must take the inputs of the network: input .* must be")
     mixing = nn.Sequential(nn.Flatten(0), nn.Linear(3 * 4 * 256, 40), nn.Unflatten(0, (4, 10)))
-    refused(write(tmp_path / "fixed.pt2", mixing, torch.randn(4, 3, 16, 16), any_batch=False), of, "must take any batch as the network does, it takes batches of 4")
+    refused(
+        write(tmp_path / "fixed.pt2", mixing, torch.randn(4, 3, 16, 16), any_batch=False),
+        of,
+        "must take any batch as the network does, it takes batches of 4",
+    )
     (tmp_path / "junk.pt2").write_bytes(b"PK nothing")
     refused(tmp_path / "junk.pt2", of, ".", ModelRefused)
 

@@ -225,6 +225,8 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
 
     for path in (p for p in (model, data) if isinstance(p, (str, Path)) and not Path(p).exists()):
         raise UsageError(f"no such file: {path}")
+    if not isinstance(model, (str, Path)):
+        verbs.check_module(model)
     here: dict[str, Any] = {"run": str(work), "deadline_s": _OPENING_S}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         if isinstance(data, (str, Path)):

@@ -313,10 +313,17 @@ def _digest_data(data: Any) -> str:
     return _digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
 
 
-def _digest_module(module: Any) -> str:
+def check_module(module: Any) -> None:
+    """Raises UsageError on a model that is no torch module; imports no torch for it."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise UsageError(f"model must be a torch module or the path of a .pt2 or .onnx file, got {type(module).__name__}")
+
+
+def _digest_module(module: Any) -> str:
+    import torch
+
+    check_module(module)
     digest = hashlib.sha256(str(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
