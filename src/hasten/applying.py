@@ -230,7 +230,7 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
     here: dict[str, Any] = {"run": str(work), "deadline_s": _OPENING_S}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         if isinstance(data, (str, Path)):
-            asked = {"data": str(data), "target": columns.target, "group": columns.group, "seed": seed}
+            asked: dict[str, Any] = {"data": str(data), "target": columns.target, "group": columns.group, "seed": seed}
             task = child.call("hasten.prepare:read_and_keep_back", **here, **asked).value
         else:
             task = prepare.keep_back(work, read(data, target=columns.target, group=columns.group), seed=seed)

@@ -127,8 +127,9 @@ def _train(
 ) -> Curve:
     student.train()
     if settings.freeze_norms:
-        for norm in [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]:
-            norm.eval()
+        for layer in student.modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.eval()
     examples, generator = len(inputs[0]), torch.Generator().manual_seed(settings.seed)
     weights, steps = trainable(student), settings.steps(examples)
     optimizer = _optimizer(weights, settings)

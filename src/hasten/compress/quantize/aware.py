@@ -161,7 +161,8 @@ def _place_ranges(module: fx.GraphModule, names: tuple[str, ...], *, symmetric: 
         module.add_submodule(name, RoundedRange(symmetric=symmetric))
         with graph.inserting_after(last_input if origin.op == "placeholder" else origin):
             call = graph.call_module(name, (origin,))
-        origin.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call and user.op != "output")
+        for user in [u for u in origin.users if u is not call and u.op != "output"]:
+            user.replace_input_with(origin, call)
         made.append(name)
     graph.lint()
     module.recompile()

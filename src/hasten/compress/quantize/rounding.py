@@ -46,6 +46,8 @@ class RoundedLayer(nn.Module):
     −top·s … top·s exactly, and rounding them by their largest value, as `QuantizeStatic` does, gives the same integers.
     """
 
+    first: Tensor
+
     def __init__(self, layer: nn.Module, *, bits: int) -> None:
         super().__init__()
         self.layer, self.top = layer, 2 ** (bits - 1) - 1
