@@ -73,7 +73,7 @@ SCHEMA_DIGEST = "88303d45fa3692ba"
 def test_every_method_is_in_the_documents() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     named = set(re.findall(r"^\| `(\w+)`", text, re.M))
-    assert named == {*compress.__all__, *engines.__all__, "FineTune"}
+    assert named == {*compress.__all__, *engines.__all__, "Distil", "FineTune"}
     for name, _ in scores._KNOWN:
         assert f"`{name}`" in text
 

@@ -28,6 +28,7 @@ from hasten.compress import (
     PruneBlocks,
     PruneStructure,
     PruneWeights,
+    QuantizeAware,
     QuantizeStatic,
     ReplaceActivation,
     ShareWeights,
@@ -39,7 +40,7 @@ from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Engine, Space, Stage, Step
 from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.load.lower import lower
-from hasten.train import FineTune
+from hasten.train import Distil, FineTune
 from networks import NETWORKS, QUICK, lowered, network
 
 # One row per method. Adding a method is one row here.
@@ -60,6 +61,10 @@ STEPS: tuple[Step, ...] = (
     ReplaceActivation(to="hardswish", of=("relu", "gelu", "silu")),
     InsertNorm(),
     FineTune(epochs=1, batch=8),
+    Distil(epochs=1, batch=8),
+    Distil(match="features", epochs=1, batch=8),
+    Distil(match="attention", epochs=1, batch=8),
+    QuantizeAware(epochs=1, batch=8),
     ShareWeights(bits=3, epochs=1),
     PackCodebooks(),
     QuantizeStatic(),

@@ -11,18 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
     from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Limit", "Options", "Recipe", "Report", "load_report", "optimize"]
+__all__ = ["Applied", "Limit", "Options", "Recipe", "Report", "apply", "load_report", "optimize"]
 
 _HOMES = {
+    "Applied": "hasten.applying",
     "Limit": "hasten.core.report",
     "Options": "hasten.verbs",
     "Recipe": "hasten.core.recipe",
     "Report": "hasten.core.report",
+    "apply": "hasten.applying",
     "load_report": "hasten.verbs",
     "optimize": "hasten.verbs",
 }

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -78,6 +78,30 @@ def optimize(
     with _progress() as watcher:
         found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
     _show(found, json_)
+
+
+@app.command()
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.json, or the artifact that holds it.")],
+    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    data: Annotated[Path, typer.Option("--data", help="For training, calibrating and scoring; formats as for optimize.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the result.")],
+    score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Apply a recipe that a search has found to another network; proves nothing."""
+    from hasten import applying
+
+    columns = applying.Columns(score=score, target=target, group=group)
+    try:
+        with _progress() as watcher:
+            found = applying.apply(recipe, model, data, out=out, columns=columns, seed=seed, watcher=watcher)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
+    print(json.dumps(found.to_json(), indent=1) if json_ else found)
 
 
 @app.command()
@@ -185,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"hasten: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -20,6 +20,7 @@ from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
 _FEWEST = 2
+_DROP = 0.01  # the cut's own default aim
 _LOOK = 256  # rows that the score is chosen by
 
 
@@ -44,20 +45,48 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
             raise DataRefused(f"{len(data.view)} examples are too few: {name} gets {len(getattr(parts, name))} of them and needs {_FEWEST}")
     split.seal(parts, run)
     sizes = {name: len(getattr(parts, name)) for name in ("train", "calibrate", "select", "prove")}
-    labels = parts.train.labels
-    loss = "original" if labels is None else "classes" if labels.dtype.kind in "iu" else "values"
     return {
         "examples": sizes,
         "provenance": parts.provenance,
         "notes": list(parts.notes),
         "classes": list(data.classes or ()),
-        "loss": loss,
-        "highest_label": None if loss != "classes" else max(int(p.labels.max()) for p in _labelled(parts)),
+        **_learning(parts.train, parts.select, parts.prove),
     }
 
 
-def _labelled(parts: Any) -> list[Any]:
-    return [part for name in ("train", "select", "prove") if len(part := getattr(parts, name)) and part.labels is not None]
+def read_and_keep_back(*, run: str, data: str, target: str | None, group: str | None, seed: int) -> dict[str, Any]:
+    """Reads data files and cuts them for `apply`."""
+    from hasten.load.data import read
+
+    return keep_back(Path(run), read(data, target=target, group=group), seed=seed)
+
+
+def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
+    """Cuts what was read in two under `run/views`: select, a tenth or so, for the score; the rest for the steps."""
+    from hasten.load import split
+
+    parts = split.split(data, seed=seed, max_drop=_DROP)
+    if len(parts.select) < _FEWEST:
+        raise DataRefused(f"{len(data.view)} examples are too few: {len(parts.select)} are left to score, {_FEWEST} are needed")
+    train = _joined(parts.train, parts.prove)
+    with folder.new_folder(run / "views") as fresh:
+        for name, view in (("train", train), ("calibrate", parts.calibrate), ("select", parts.select)):
+            view.save(fresh / name)
+    examples = {"train": len(train), "score": len(parts.select)}
+    return {"examples": examples, "notes": list(data.notes), **_learning(train, parts.select)}
+
+
+def _joined(one: View, other: View) -> View:
+    labels = None if one.labels is None or other.labels is None else np.concatenate([one.labels, other.labels])
+    return View(inputs=tuple(np.concatenate(pair) for pair in zip(one.inputs, other.inputs, strict=True)), labels=labels)
+
+
+def _learning(train: View, *others: View) -> dict[str, Any]:
+    """What steps learn with, and the highest class label there is."""
+    labels = train.labels
+    loss = "original" if labels is None else "classes" if labels.dtype.kind in "iu" else "values"
+    known = [view.labels for view in (train, *others) if len(view) and view.labels is not None]
+    return {"loss": loss, "highest_label": max(int(one.max()) for one in known) if loss == "classes" else None}
 
 
 def example(run: Path) -> Arrays:

@@ -233,12 +233,13 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
         if isinstance(given.model, (str, Path)):
             opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), **known)
         else:
-            _save_module(given.model, place)
+            save_module(given.model, place)
             opened = child.call("hasten.prepare:check_saved", **here, **known)
     return {**task, **opened.value, "model": given.name, "command": options.command}
 
 
-def _save_module(module: nn.Module, place: Path) -> None:
+def save_module(module: nn.Module, place: Path) -> None:
+    """Saves a user's module in a run folder whose views are cut already. Raises ModelRefused, StorageError."""
     from hasten import prepare
     from hasten.load import files, saved
 
@@ -312,10 +313,17 @@ def _digest_data(data: Any) -> str:
     return _digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
 
 
-def _digest_module(module: Any) -> str:
+def check_module(module: Any) -> None:
+    """Raises UsageError on a model that is no torch module; imports no torch for it."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise UsageError(f"model must be a torch module or the path of a .pt2 or .onnx file, got {type(module).__name__}")
+
+
+def _digest_module(module: Any) -> str:
+    import torch
+
+    check_module(module)
     digest = hashlib.sha256(str(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -3,9 +3,10 @@
 from hasten.compress.factorize import DepthwiseSeparable, FactorizeConv, FactorizeLinear
 from hasten.compress.fold import FoldBatchNorm, FoldBranches, FoldIdle, FoldInput, FoldLinear, Unfold
 from hasten.compress.prune import PruneStructure, PruneWeights
-from hasten.compress.quantize import QuantizeStatic
+from hasten.compress.quantize import QuantizeAware, QuantizeStatic
 from hasten.compress.shape import InsertNorm, PruneBlocks, ReplaceActivation
 from hasten.compress.share import PackCodebooks, ShareWeights
+from hasten.compress.student import UseStudent
 
 __all__ = [
     "DepthwiseSeparable",
@@ -21,8 +22,10 @@ __all__ = [
     "PruneBlocks",
     "PruneStructure",
     "PruneWeights",
+    "QuantizeAware",
     "QuantizeStatic",
     "ReplaceActivation",
     "ShareWeights",
     "Unfold",
+    "UseStudent",
 ]

@@ -15,7 +15,8 @@ from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported
 from hasten.core.network import Network
 from hasten.core.recipe import Context
-from hasten.train.objective import objective, outputs_of
+from hasten.train.objective import objective
+from hasten.train.outputs import outputs_of
 from hasten.train.settings import Fit
 
 BATCH = 64

@@ -37,8 +37,8 @@ def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str
             shutil.copytree(source, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
         recipe = Recipe.from_json(trial.recipe).to_json()
         (fresh / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-        needs = _needs((fresh / "load.py").read_text())
-        (fresh / "README.md").write_text(_README.format(words=trial.words, needs=", ".join(needs)))
+        packages = needs((fresh / "load.py").read_text())
+        (fresh / "README.md").write_text(_README.format(words=trial.words, needs=", ".join(packages)))
 
 
 def add(place: Path, name: str, text: str) -> None:
@@ -48,7 +48,8 @@ def add(place: Path, name: str, text: str) -> None:
         (fresh / name).write_text(text)
 
 
-def _needs(loader: str) -> list[str]:
+def needs(loader: str) -> list[str]:
+    """Names of the packages that a `load.py` imports."""
     imported = [line.removeprefix("import ") for line in loader.splitlines() if line.startswith("import ")]
     modules = {name.strip().split(".")[0] for line in imported for name in line.split(",")}
     return sorted((modules - {"functools", "pickle"}) | {"numpy"})

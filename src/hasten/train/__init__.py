@@ -1,7 +1,8 @@
 """Changing weights by gradients."""
 
-from hasten.train.finetune import FineTune
+from hasten.train.distil import Distil
+from hasten.train.finetune import FineTune, train_further, treatable
 from hasten.train.loop import Diverged, Fitted, fit
-from hasten.train.settings import Fit
+from hasten.train.settings import Fit, Hints
 
-__all__ = ["Diverged", "FineTune", "Fit", "Fitted", "fit"]
+__all__ = ["Distil", "Diverged", "FineTune", "Fit", "Fitted", "Hints", "fit", "train_further", "treatable"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Loss, Space, Stage
-from hasten.train.loop import AfterStep, fit, trainable
+from hasten.train.loop import AfterStep, fit, go_on, trainable
 from hasten.train.settings import Fit
 
 _SHORT = 0.25  # share of the epochs that a comparison takes
@@ -51,58 +51,70 @@ class FineTune:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        self._settings("classes", epochs=self.epochs, batch=self.batch, seed=0)  # its checks are ours
+        self._settings("classes")  # its checks are ours
 
     def apply(self, network: Network, context: Context) -> Network:
         """The network with weights trained further on `context.train`. Raises Unsupported where nothing can be trained."""
-        return self.train(network, context, after_step=lambda *_: None)
+        return self.train(network, context, after_step=go_on)
 
     def train(self, network: Network, context: Context, *, after_step: AfterStep) -> Network:
         """As `apply`, with `after_step` looking on (see `fit`): how a step holds weights in a form while they learn."""
-        module = _module(network)
-        batch = network.fixed_batch or self.batch
-        if network.fixed_batch and len(context.train) < batch:
-            raise Unsupported(f"this network takes {batch} examples at once, the training data has {len(context.train)}")
-        epochs = self.epochs * (_SHORT if context.fidelity == "short" else 1.0)
-        settings = self._settings(context.loss, epochs=epochs, batch=batch, seed=context.seed)
-        teacher = _teacher(context) if settings.needs_teacher else None
-        fitted = fit(
-            module,
-            context.train,
-            settings=settings,
-            teacher=teacher,
-            device=context.device,
-            progress=context.progress,
-            after_step=after_step,
-        )
-        return network.with_body(fitted.module)
+        return train_further(network, context, self._settings(context.loss), after_step=after_step)
 
     @classmethod
     def space(cls, network: Network) -> Space:
         """Learning rates and epochs. Raises Unsupported where nothing can be trained."""
-        _module(network)
+        treatable(network)
         return {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4), "epochs": (6.0, 2.0, 15.0)}
 
-    def _settings(self, loss: Loss, *, epochs: float, batch: int, seed: int) -> Fit:
+    def _settings(self, loss: Loss) -> Fit:
         return Fit(
             loss=loss,
-            epochs=epochs,
-            batch=batch,
+            epochs=self.epochs,
+            batch=self.batch,
             learning_rate=self.learning_rate,
             weight_decay=0.0,
             distil=0.0 if loss == "original" else self.distil,
             temperature=self.temperature,
-            seed=seed,
         )
 
 
-def _module(network: Network) -> nn.Module:
+def train_further(network: Network, context: Context, settings: Fit, *, after_step: AfterStep = go_on) -> Network:
+    """The network with weights trained on `context.train`, as a step does it.
+
+    Of `settings`, the seed is the context's, the batch the network's where it takes one size only, and with
+    `Context.fidelity` "short" a quarter of the epochs is run.
+
+    Raises:
+        Unsupported: where nothing can be trained, where the data has less than one batch of a fixed size, and where the
+            settings need the original and there is none as a module.
+    """
+    treatable(network)
+    batch = network.fixed_batch or settings.batch
+    if network.fixed_batch and len(context.train) < batch:
+        raise Unsupported(f"this network takes {batch} examples at once, the training data has {len(context.train)}")
+    epochs = settings.epochs * (_SHORT if context.fidelity == "short" else 1.0)
+    settings = replace(settings, epochs=epochs, batch=batch, seed=context.seed)
+    teacher = _teacher(context) if settings.needs_teacher else None
+    fitted = fit(
+        network.module,
+        context.train,
+        settings=settings,
+        teacher=teacher,
+        device=context.device,
+        progress=context.progress,
+        after_step=after_step,
+    )
+    return network.with_body(fitted.module)
+
+
+def treatable(network: Network) -> None:
+    """Raises Unsupported where the network cannot be trained: it is a graph, takes no batches, or has nothing to train."""
     if network.kind != "module":
         raise Unsupported("fine-tuning needs a torch module, this network is an ONNX graph")
     if network.fixed_batch == 1:
         raise Unsupported("fine-tuning needs batches, this network takes one example at a time; re-export with a dynamic batch")
     trainable(network.module)
-    return network.module
 
 
 def _teacher(context: Context) -> nn.Module:

@@ -19,7 +19,9 @@ from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.recipe import Progress
 from hasten.train.augment import shift
-from hasten.train.objective import Objective, Tensors, objective, outputs_of
+from hasten.train.hints import watched
+from hasten.train.objective import Objective, objective, probe
+from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.settings import Fit
 
 Curve = tuple[tuple[int, float], ...]
@@ -52,7 +54,8 @@ def _silent(share: float, words: str) -> None:
     del share, words
 
 
-def _go_on(student: nn.Module, step: int, steps: int) -> None:
+def go_on(student: nn.Module, step: int, steps: int) -> None:
+    """Looks on and does nothing."""
     del student, step, steps
 
 
@@ -64,7 +67,7 @@ def fit(
     teacher: nn.Module | None = None,
     device: str = "cpu",
     progress: Progress = _silent,
-    after_step: AfterStep = _go_on,
+    after_step: AfterStep = go_on,
 ) -> Fitted:
     """Trains a copy of `module` on `view`, held in memory; `module` and `teacher` stay as they are.
 
@@ -81,7 +84,7 @@ def fit(
     Raises:
         DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
         Diverged: the loss or its gradient is NaN or infinite; at the very step.
-        Unsupported: nothing in the network can be trained.
+        Unsupported: nothing in the network can be trained, or a layer cannot be matched with the teacher's.
         UsageError: a teacher is missing, not needed, or gives outputs of another shape; shift without images.
 
     >>> line = View(inputs=(np.linspace(-1, 1, 64, dtype=np.float32)[:, None],), labels=np.linspace(-3, 3, 64))
@@ -104,8 +107,16 @@ def fit(
         home = trainable(module)[0].device
         student = copy.deepcopy(module).eval().to(place)
         inputs = tuple(torch.from_numpy(np.array(a)).to(place) for a in view.inputs)
-        aim = objective(settings, student, teacher, inputs, view.labels)
-        curve = _train(student, inputs, aim, settings=settings, progress=progress, after_step=after_step)
+        shown = student
+        if settings.hints is not None and teacher is not None:
+            index = probe(settings, inputs)
+            shown, teacher = watched(settings.hints, student, teacher, tuple(a[index] for a in inputs))
+        aim = objective(settings, shown, teacher, inputs, view.labels)
+
+        def look(_: nn.Module, step: int, steps: int) -> bool | None:
+            return after_step(student, step, steps)
+
+        curve = _train(shown, inputs, aim, settings=settings, progress=progress, after_step=look)
     return Fitted(module=student.eval().to(home), curve=curve, steps=settings.steps(len(view)))
 
 
@@ -126,6 +137,10 @@ def _train(
     after_step: AfterStep,
 ) -> Curve:
     student.train()
+    if settings.freeze_norms:
+        for layer in student.modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.eval()
     examples, generator = len(inputs[0]), torch.Generator().manual_seed(settings.seed)
     weights, steps = trainable(student), settings.steps(examples)
     optimizer = _optimizer(weights, settings)

@@ -15,34 +15,43 @@ from torch.nn import functional as F
 
 from hasten.core.data import Array
 from hasten.core.errors import DataRefused, Unsupported, UsageError
-from hasten.train.settings import Fit
+from hasten.train.hints import Watched
+from hasten.train.outputs import Tensors, outputs_of
+from hasten.train.settings import Fit, Hints
 
-Tensors = tuple[torch.Tensor, ...]
 Objective = Callable[[Tensors, torch.Tensor, Tensors], torch.Tensor]
 """The loss of (outputs, index of the examples, inputs as the network saw them)."""
 
 _KEPT_BYTES = 1 << 28  # of a teacher's outputs
 
 
-def outputs_of(module: nn.Module, inputs: Tensors) -> Tensors:
-    """The outputs as a tuple. Raises Unsupported on anything but tensors."""
-    outputs = module(*inputs)
-    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    if not (isinstance(outputs, (tuple, list)) and outputs and all(isinstance(o, torch.Tensor) for o in outputs)):
-        raise Unsupported(f"training needs a network that returns a tensor or a tuple of tensors, got {type(outputs).__name__}")
-    return tuple(outputs)
-
-
 def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, inputs: Tensors, labels: Array | None) -> Objective:
-    """The loss that `settings` ask for, after a look at what `module` (in eval mode) gives on one batch."""
-    size = min(settings.batch, len(inputs[0]))
-    probe = torch.linspace(0, len(inputs[0]) - 1, size).long()
+    """The loss that `settings` ask for, after a look at what `module` (in eval mode) gives on one batch.
+
+    With hints both networks are `Watched`: their hidden values lie behind their outputs.
+    """
+    index = probe(settings, inputs)
+    hidden = len(module.names) if isinstance(module, Watched) else 0
     with torch.no_grad():
-        shown = outputs_of(module, tuple(a[probe] for a in inputs))
-    lesson = None if teacher is None else _Teacher(teacher, inputs, probe, repeats=settings.augmentation == "none")
+        given = outputs_of(module, tuple(a[index] for a in inputs))
+    shown = given[: len(given) - hidden]
+    lesson = None
+    if teacher is not None:
+        lesson = _Teacher(teacher, inputs, index, repeats=settings.augmentation == "none", hidden=hidden)
     if lesson is not None and [o.shape for o in lesson.shown] != [o.shape for o in shown]:
         shapes = [[tuple(o.shape) for o in outputs] for outputs in (shown, lesson.shown)]
         raise UsageError(f"a teacher must give outputs of the network's shapes {shapes[0]}, got {shapes[1]}")
+    taught = lesson if settings.loss == "original" or settings.distil else None
+    plain = _of_outputs(settings, shown, taught, labels)
+    return plain if settings.hints is None or lesson is None else _hinted(settings.hints, plain, lesson)
+
+
+def probe(settings: Fit, inputs: Tensors) -> torch.Tensor:
+    """The places of one batch from all over the data."""
+    return torch.linspace(0, len(inputs[0]) - 1, min(settings.batch, len(inputs[0]))).long()
+
+
+def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: Array | None) -> Objective:
     if settings.loss == "original":
         assert lesson is not None  # `fit` has seen to it
         return _original(lesson)
@@ -56,35 +65,56 @@ def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, input
 class _Teacher:
     """A network whose outputs are learnt. Where the inputs repeat from pass to pass and memory allows, it is asked once.
 
-    `shown` are its outputs on the examples at `probe`.
+    `shown` are its outputs, and `hidden` its hidden values, on the examples at `probe`.
     """
 
-    def __init__(self, module: nn.Module, inputs: Tensors, probe: torch.Tensor, *, repeats: bool) -> None:
+    def __init__(self, module: nn.Module, inputs: Tensors, probe: torch.Tensor, *, repeats: bool, hidden: int) -> None:
         self._module = copy.deepcopy(module).eval().to(inputs[0].device)
         self._known: Tensors | None = None
-        self.shown = self._ask(tuple(a[probe] for a in inputs))
+        self._last: tuple[torch.Tensor, Tensors] | None = None
+        given = self._ask(tuple(a[probe] for a in inputs))
+        self.shown, self.hidden = given[: len(given) - hidden], given[len(given) - hidden :]
         examples, size = len(inputs[0]), len(probe)
-        rows = all(o.shape[:1] == (size,) for o in self.shown)
-        if repeats and rows and sum(o.nbytes for o in self.shown) * examples <= _KEPT_BYTES * size:
-            self._known = self._all(inputs, size)
+        rows = all(o.shape[:1] == (size,) for o in given)
+        if repeats and rows and sum(o.nbytes for o in given) * examples <= _KEPT_BYTES * size:
+            self._known = self._all(given, inputs, size)
 
     def __call__(self, index: torch.Tensor, seen: Tensors) -> Tensors:
-        """Its outputs on the examples at `index`, which the network sees as `seen`."""
-        return self._ask(seen) if self._known is None else tuple(o[index] for o in self._known)
+        """Its outputs and hidden values on the examples at `index`, which the network sees as `seen`."""
+        if self._last is None or self._last[0] is not index:  # outputs and hidden values are asked for apart
+            self._last = index, self._ask(seen) if self._known is None else tuple(o[index] for o in self._known)
+        return self._last[1]
 
     @torch.no_grad()
     def _ask(self, seen: Tensors) -> Tensors:
         return outputs_of(self._module, seen)
 
-    def _all(self, inputs: Tensors, size: int) -> Tensors:
+    def _all(self, given: Tensors, inputs: Tensors, size: int) -> Tensors:
         """In whole batches, the last of them moved back to the end: some networks take no other."""
         examples = len(inputs[0])
-        known = tuple(o.new_empty((examples, *o.shape[1:])) for o in self.shown)
+        known = tuple(o.new_empty((examples, *o.shape[1:])) for o in given)
         for start in range(0, examples, size):
             part = slice(min(start, examples - size), start + size)
             for whole, piece in zip(known, self._ask(tuple(a[part] for a in inputs)), strict=True):
                 whole[part] = piece
         return known
+
+
+def _hinted(hints: Hints, plain: Objective, teacher: _Teacher) -> Objective:
+    """`plain` and the mean over the layers of how far their hidden values are from the teacher's."""
+    count, scales = len(teacher.hidden), [_variance(h) for h in teacher.hidden]
+
+    def distance(mine: torch.Tensor, theirs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        if hints.match == "features":
+            return F.mse_loss(mine, theirs) / scale
+        return (mine - theirs).flatten(1).square().sum(1).mean()
+
+    def loss(outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
+        rest = len(outputs) - count
+        pairs = zip(outputs[rest:], teacher(index, seen)[rest:], scales, strict=True)
+        return plain(outputs[:rest], index, seen) + hints.weight * torch.stack([distance(*pair) for pair in pairs]).mean()
+
+    return loss
 
 
 def _original(teacher: _Teacher) -> Objective:

@@ -12,6 +12,38 @@ from hasten.core.recipe import Loss
 Schedule = Literal["linear", "cosine", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 Augmentation = Literal["none", "shift"]
+Match = Literal["features", "attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a network learns from the hidden values of its teacher, beside the outputs.
+
+    Args:
+        match: "features": mean squared error ÷ variance of what layers of the same name read, the student's brought to the
+            teacher's width by a learnt linear map; "attention": squared distance of where both look (`hints.Attend`).
+        only: patterns of layer names; by default, of all layers that read maps of one size, the last.
+        weight: of the mean over the layers against the rest of the loss, > 0.
+
+    Raises:
+        UsageError: on a value outside its range.
+
+    References:
+        A. Romero et al., "FitNets: Hints for Thin Deep Nets", 2014, arXiv:1412.6550.
+        S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
+        Networks via Attention Transfer", 2016, arXiv:1612.03928.
+    """
+
+    match: Match = "features"
+    only: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.match not in get_args(Match):
+            raise UsageError(f"match must be one of {list(get_args(Match))}, got {self.match!r}")
+        if isinstance(self.only, str) or not all(isinstance(name, str) for name in self.only):
+            raise UsageError(f"only must be a tuple of layer names or patterns, got {self.only!r}")
+        _within("weight", self.weight, 0 < self.weight < math.inf, "a finite number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +70,8 @@ class Fit:
             the squared error. 0 for "original", which has no labels to weigh.
         temperature: T, > 0.
         augmentation: of the first input; "shift" moves images by up to two pixels, each on its own.
+        hints: what is learnt from the teacher's hidden values besides; None for nothing.
+        freeze_norms: batch norms keep their statistics and normalise with them.
         clip: largest global norm of the gradient, > 0; `math.inf` for none.
         seed: of every random number.
 
@@ -61,6 +95,8 @@ class Fit:
     distil: float = 0.0
     temperature: float = 2.0
     augmentation: Augmentation = "none"
+    hints: Hints | None = None
+    freeze_norms: bool = False
     clip: float = 1.0
     seed: int = 0
 
@@ -83,8 +119,8 @@ class Fit:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the loss looks at a teacher's outputs."""
-        return self.loss == "original" or self.distil > 0
+        """Whether the loss looks at a teacher."""
+        return self.loss == "original" or self.distil > 0 or self.hints is not None
 
     def steps(self, examples: int) -> int:
         """Number of optimizer steps on so many examples."""

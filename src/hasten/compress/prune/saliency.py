@@ -17,7 +17,8 @@ from hasten.compress.prune.structure import Family, Structure
 from hasten.compress.prune.trace import Place
 from hasten.core.errors import Unsupported
 from hasten.core.recipe import Context
-from hasten.train.objective import objective, outputs_of
+from hasten.train.objective import objective
+from hasten.train.outputs import outputs_of
 from hasten.train.settings import Fit
 
 Saliency = Literal["l1", "l2", "taylor", "fpgm", "bn", "random"]

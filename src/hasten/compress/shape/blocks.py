@@ -15,7 +15,7 @@ from hasten.compress.passes import batches
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
-from hasten.train.objective import outputs_of
+from hasten.train.outputs import outputs_of
 
 _ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _FEWEST = 1e-30
