@@ -69,6 +69,7 @@ class OpenVINO:
             passing_ops=settings.PASSING_OPS | {"Concat"},
             weight_bits=8 if machine.has_int8_dot() else 7,
             symmetric_activations=True,
+            block_ops=frozenset({"Gemm", "MatMul"}),
         )
 
     def available(self) -> str | None:
