@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, QuantizeStatic
+from hasten.compress import FoldBatchNorm, QuantizeDynamic, QuantizeStatic, QuantizeWeights, StoreHalf
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -25,7 +25,16 @@ from hasten.train import FineTune
 from networks import NETWORKS, QUICK, lowered, network
 
 # One row per method. Adding a method is one row here.
-STEPS: tuple[Step, ...] = (FoldBatchNorm(), FineTune(epochs=1, batch=8), QuantizeStatic())
+STEPS: tuple[Step, ...] = (
+    FoldBatchNorm(),
+    FineTune(epochs=1, batch=8),
+    QuantizeStatic(),
+    QuantizeStatic(observer="entropy", rounding="adaptive", bias_correction=True, symmetric=True),
+    QuantizeDynamic(),
+    QuantizeWeights(),
+    QuantizeWeights(bits=4, integer_products=True, symmetric=False),
+    StoreHalf(),
+)
 ENGINES: tuple[Engine, ...] = (Eager(), OnnxRuntime(), OnnxRuntime(threads=1), OpenVINO(), OpenVINO(shapes="static"))
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 

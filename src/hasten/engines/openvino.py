@@ -92,7 +92,7 @@ class OpenVINO:
         source = folder / "model.onnx"
         onnx.save(network.graph, source)
         try:
-            model = openvino.convert_model(source)
+            model = openvino.Core().read_model(source)  # convert_model would widen weights that are stored in 16 bits
         except Exception as why:
             raise Unsupported(f"OpenVINO cannot read this graph: {str(why).splitlines()[-1][:200]}") from why
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)

@@ -1,5 +1,11 @@
-"""Steps that turn floats into integers. One representation: pairs of QuantizeLinear and DequantizeLinear in an ONNX graph."""
+"""Steps that choose number formats: integers of 8 and 4 bits, and 16-bit storage, in an ONNX graph.
 
+Static integers have one representation: pairs of QuantizeLinear and DequantizeLinear.
+"""
+
+from hasten.compress.quantize.dynamic import QuantizeDynamic
+from hasten.compress.quantize.half import StoreHalf
 from hasten.compress.quantize.static import QuantizeStatic
+from hasten.compress.quantize.weights import QuantizeWeights
 
-__all__ = ["QuantizeStatic"]
+__all__ = ["QuantizeDynamic", "QuantizeStatic", "QuantizeWeights", "StoreHalf"]

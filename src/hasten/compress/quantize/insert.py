@@ -132,23 +132,15 @@ def _dequantized(wiring: Wiring, node: NodeProto, place: int, integers: Array, s
     name = node.input[place]
     zeros = np.zeros(scale.shape, dtype=integers.dtype)
     inputs = [
-        _stored(wiring, f"{name}_quantized", integers),
-        _stored(wiring, f"{name}_scale", scale),
-        _stored(wiring, "_".join(("zeros", zeros.dtype.name, *map(str, zeros.shape))), zeros),
+        wiring.share_constant(f"{name}_quantized", integers),  # layers that share a weight share its integers
+        wiring.share_constant(f"{name}_scale", scale),
+        wiring.share_constant("_".join(("zeros", zeros.dtype.name, *map(str, zeros.shape))), zeros),
     ]
     node.input[place] = f"{node.name}_input{place}_dequantized"
     new = helper.make_node("DequantizeLinear", inputs, [node.input[place]], name=f"{node.name}_input{place}_dequantize")
     if scale.ndim:
         set_attribute(new, "axis", axis)
     wiring.nodes.insert(wiring.nodes.index(node), new)
-
-
-def _stored(wiring: Wiring, name: str, value: Array) -> str:
-    """The name of a constant with this value: layers that share a weight share its integers."""
-    held = wiring.constant(name)
-    if held is not None and held.dtype == value.dtype and np.array_equal(held, value):
-        return name
-    return wiring.add_constant(name, value)
 
 
 def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:
