@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hasten import testing
-from hasten.compress import FoldBatchNorm, QuantizeDynamic, QuantizeStatic, QuantizeWeights, StoreHalf
+from hasten.compress import Equalize, FoldBatchNorm, QuantizeDynamic, QuantizeMixed, QuantizeStatic, QuantizeWeights, Smooth, StoreHalf
 from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -30,6 +30,9 @@ STEPS: tuple[Step, ...] = (
     FineTune(epochs=1, batch=8),
     QuantizeStatic(),
     QuantizeStatic(observer="entropy", rounding="adaptive", bias_correction=True, symmetric=True),
+    Equalize(),
+    Smooth(),
+    QuantizeMixed(floats=0.4),
     QuantizeDynamic(),
     QuantizeWeights(),
     QuantizeWeights(bits=4, integer_products=True, symmetric=False),

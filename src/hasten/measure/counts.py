@@ -132,24 +132,36 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield named
 
 
+def layer_macs(network: Network) -> dict[str, int] | None:
+    """Multiply-accumulates of each counted node of a graph for its example, by name; None where `macs` cannot tell."""
+    counted = _node_macs(network.graph, network.example)
+    return None if counted is None else {network.graph.graph.node[i].name: count for i, count in counted.items()}
+
+
 def _graph_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> int | None:
+    counted = _node_macs(model, example)
+    return None if counted is None else sum(counted.values())
+
+
+def _node_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> dict[int, int] | None:
+    """By place in the graph."""
     if any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute) or model.functions:
         return None
     shapes = _shapes(model, example)
     if shapes is None:
         return None
-    total = 0
-    for node in model.graph.node:
+    found = {}
+    for i, node in enumerate(model.graph.node):
         count = _COUNTS.get(node.op_type)
         if count is None:
             if node.domain not in ("", "ai.onnx") and node.op_type not in _FREE:
                 return None
             continue
         try:
-            total += count(node, shapes)
+            found[i] = count(node, shapes)
         except (KeyError, IndexError):  # an equation or a rank that the formula does not cover
             return None
-    return total
+    return found
 
 
 def _shapes(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> Shapes | None:

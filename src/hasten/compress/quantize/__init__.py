@@ -5,7 +5,8 @@ Static integers have one representation: pairs of QuantizeLinear and DequantizeL
 
 from hasten.compress.quantize.dynamic import QuantizeDynamic
 from hasten.compress.quantize.half import StoreHalf
+from hasten.compress.quantize.mixed import QuantizeMixed
 from hasten.compress.quantize.static import QuantizeStatic
 from hasten.compress.quantize.weights import QuantizeWeights
 
-__all__ = ["QuantizeDynamic", "QuantizeStatic", "QuantizeWeights", "StoreHalf"]
+__all__ = ["QuantizeDynamic", "QuantizeMixed", "QuantizeStatic", "QuantizeWeights", "StoreHalf"]
