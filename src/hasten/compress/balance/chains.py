@@ -7,7 +7,6 @@ dropout, pooling, flattening. Weights that another layer or another call uses to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +135,7 @@ def outgoing(layer: nn.Module) -> Tensor:
 
 def incoming(layer: nn.Module, block: int) -> Tensor:
     """max |weight| that reads each channel of the layer before, in 64 bits."""
-    return torch.stack([part.abs().amax() for part in _by_input(layer)]).view(-1, block).amax(1)
+    return _by_input(layer).abs().flatten(1).amax(1).view(-1, block).amax(1)
 
 
 @torch.no_grad()
@@ -171,15 +170,16 @@ def scale_input(layer: Any, factor: Tensor, block: int) -> None:
 def _by_output(layer: Any) -> Tensor:
     """(outputs, …)"""
     weight: Tensor = layer.weight.detach().double()
-    if not isinstance(layer, TRANSPOSED):
-        return weight
-    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return _sides_swapped(weight, layer.groups) if isinstance(layer, TRANSPOSED) else weight
 
 
-def _by_input(layer: Any) -> Iterator[Tensor]:
-    """The weights that read each input, input by input."""
+def _by_input(layer: Any) -> Tensor:
+    """The weights that read each input, (inputs, …)."""
     weight: Tensor = layer.weight.detach().double()
-    if isinstance(layer, TRANSPOSED):
-        yield from weight
-    else:
-        yield from weight.unflatten(0, (getattr(layer, "groups", 1), -1)).transpose(1, 2).flatten(0, 1)
+    return weight if isinstance(layer, TRANSPOSED) else _sides_swapped(weight, getattr(layer, "groups", 1))
+
+
+def _sides_swapped(weight: Tensor, groups: int) -> Tensor:
+    """(groups · a, b, …) → (groups · b, a, …)"""
+    a, b, *rest = weight.shape
+    return weight.reshape(groups, a // groups, b, *rest).transpose(1, 2).reshape(groups * b, a // groups, *rest)

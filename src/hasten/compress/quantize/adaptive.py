@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -91,7 +92,8 @@ def round_rows(weight: Array, scale: Array, moment: Array, top: int) -> Array:
 
 def _error(weight: Array, scale: Array, moment: Array, integers: Array) -> Array:
     gap = integers * scale - weight
-    return np.einsum("goi,goi->go", gap @ moment, gap)
+    error: Array = np.einsum("goi,goi->go", gap @ moment, gap)
+    return error
 
 
 def _fed_back(weight: Array, scale: Array, moment: Array, low: Array, high: Array) -> Array:
@@ -118,7 +120,7 @@ def _descended(weight: Array, scale: Array, moment: Array, start: Array, both: A
         for i in range(weight.shape[-1]):
             change = (both[..., i] - 2 * integers[..., i]) * steps[..., i]
             gain = change * (2 * slope[..., i] + change * moment[:, None, i, i])
-            rows = np.nonzero(gain < -1e-9 * np.abs(change * slope[..., i]))
+            rows: tuple[Any, ...] = np.nonzero(gain < -1e-9 * np.abs(change * slope[..., i]))
             if not len(rows[0]):
                 continue
             integers[(*rows, i)] = both[(*rows, i)] - integers[(*rows, i)]
@@ -217,9 +219,11 @@ def patches(node: NodeProto, values: Array, kernel: tuple[int, ...], groups: int
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     padded = np.pad(values, [(0, 0), (0, 0), *padding(node, values.shape[2:], reach, strides)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + axes)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))]
+    steps: tuple[Any, ...] = (*(slice(None, None, by) for by in strides), *(slice(None, None, by) for by in dilations))
+    windows = windows[(slice(None), slice(None), *steps)]
     places = np.unravel_index(_spaced(math.prod(windows.shape[2 : 2 + axes]), max(1, most // len(values))), windows.shape[2 : 2 + axes])
-    taken = np.moveaxis(windows, 1, 1 + axes)[(slice(None), *places)]  # (batch, places, channels, *kernel)
+    at: tuple[Any, ...] = (slice(None), *places)
+    taken = np.moveaxis(windows, 1, 1 + axes)[at]  # (batch, places, channels, *kernel)
     rows = taken.reshape(-1, groups, values.shape[1] // groups * math.prod(kernel))
     return np.ascontiguousarray(np.moveaxis(rows, 1, 0))
 

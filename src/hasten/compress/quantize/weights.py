@@ -181,7 +181,8 @@ def _joined(values: Array, bits: int) -> Array:
     if bits == 8:
         return values
     even = np.concatenate([values, np.zeros((*values.shape[:-1], values.shape[-1] % 2), dtype=np.uint8)], axis=-1)
-    return (even[..., 0::2] | (even[..., 1::2] << 4)).astype(np.uint8)
+    joined: Array = (even[..., 0::2] | (even[..., 1::2] << 4)).astype(np.uint8)
+    return joined
 
 
 def _widened(wiring: Wiring, node: NodeProto, place: int, *, symmetric: bool) -> bool:
@@ -212,19 +213,16 @@ def _widened(wiring: Wiring, node: NodeProto, place: int, *, symmetric: bool) ->
 
 def _widen(wiring: Wiring, node: NodeProto, place: int, stored: tuple[Array, Array, Array | None]) -> None:
     integers, scale, zeros = stored
-    name, at = node.input[place], wiring.nodes.index(node)
-    base = f"{name}_for_{node.name}"
-    steps = [("Cast", wiring.share_constant(f"{name}_integers", integers), None)]
-    if zeros is not None:
-        steps.append(("Sub", "", wiring.share_constant(f"{name}_zeros", zeros)))
-    steps.append(("Mul", "", wiring.share_constant(f"{name}_scale", scale)))
-    source = steps[0][1]
-    for kind, _, constant in steps:
-        out = f"{base}_{kind.lower()}"
-        more = {"to": TensorProto.FLOAT} if kind == "Cast" else {}
-        wiring.nodes.insert(at, helper.make_node(kind, [source, *([constant] if constant else [])], [out], name=out, **more))
-        source, at = out, at + 1
-    node.input[place] = source
+    name, base = node.input[place], f"{node.input[place]}_for_{node.name}"
+    held = wiring.share_constant(f"{name}_integers", integers)
+    new = [helper.make_node("Cast", [held], [f"{base}_cast"], name=f"{base}_cast", to=TensorProto.FLOAT)]
+    for kind, what, value in (("Sub", "zeros", zeros), ("Mul", "scale", scale)):
+        if value is not None:
+            inputs, out = [new[-1].output[0], wiring.share_constant(f"{name}_{what}", value)], f"{base}_{kind.lower()}"
+            new.append(helper.make_node(kind, inputs, [out], name=out))
+    at = wiring.nodes.index(node)
+    wiring.nodes[at:at] = new
+    node.input[place] = new[-1].output[0]
     wiring.rewire()
 
 
