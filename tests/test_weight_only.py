@@ -213,6 +213,19 @@ def test_halves_of_an_integer_graph() -> None:
         assert distance(run(made.graph, x), run(halved.graph, x)) < 1e-3
 
 
+@pytest.mark.parametrize("step", [s for s in WAYS if isinstance(s, QuantizeWeights)], ids=str)
+def test_halves_leave_the_scales_of_integers_alone(step: QuantizeWeights) -> None:
+    network = lowered("lstm")
+    made = apply(step, network)
+    try:
+        halved = apply(StoreHalf(), made)
+    except Unsupported:
+        return
+    names = {i.name.removesuffix("_fp16") for i in halved.graph.graph.initializer if i.data_type == TensorProto.FLOAT16}
+    assert names
+    assert not {n for n in names if "scale" in n or "zero" in n}
+
+
 @pytest.mark.parametrize(
     ("step", "settings", "words"),
     [

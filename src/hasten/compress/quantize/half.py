@@ -17,7 +17,7 @@ from hasten.core.recipe import Aim, Context, Space, Stage
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _OVERHEAD = 64  # bytes of the Cast
-_INTEGERS = ("QuantizeLinear", "DequantizeLinear")  # their floats are scales
+_SCALED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "DynamicQuantizeLSTM")  # their constant floats are scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class StoreHalf:
     """Stores weights in 16 bits and widens them to 32 when the file is loaded: half the size, the same speed.
 
     Every float32 constant with two axes or more that would get smaller: weights of layers, embeddings, learnt positions. Biases,
-    norms and scales stay. Values are rounded to the nearest, ties to even; the network computes in 32 bits as before.
+    norms and the scales of integers stay. Values are rounded to the nearest, ties to even; the network computes in 32 bits as before.
 
     Args:
         format: "fp16" has 11 binary digits and ends at 65504, "bf16" has 8 digits and the range of float32.
@@ -81,7 +81,15 @@ def _shrinks(wiring: Wiring, name: str, chosen: set[str]) -> bool:
     tensor, readers = wiring.constants[name], wiring.readers(name)
     if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or 2 * int(np.prod(tensor.dims)) <= _OVERHEAD:
         return False
-    return bool(readers) and not any(n.name in chosen or n.op_type in _INTEGERS for n in readers)
+    return bool(readers) and not any(n.name in chosen or n.op_type in _SCALED or _widens(wiring, n) for n in readers)
+
+
+def _widens(wiring: Wiring, node: NodeProto) -> bool:
+    """Whether the node turns stored integers into weights, so that its constant is a scale or zero point."""
+    source = wiring.maker(node.input[0]) if node.op_type in ("Sub", "Mul") else None
+    while source is not None and source.op_type == "Sub":
+        source = wiring.maker(source.input[0])
+    return source is not None and source.op_type == "Cast" and source.input[0] in wiring.constants
 
 
 def _stored(wiring: Wiring, name: str, kind: str) -> NodeProto:

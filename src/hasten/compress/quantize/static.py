@@ -35,7 +35,7 @@ class QuantizeStatic:
     Args:
         observer: how a range is chosen: "minmax" takes the extremes; "percentile" cuts off 0.01 % of the values; "mse" takes
             the range with the least squared error; "entropy" the one with the least Kullback-Leibler divergence between the
-            values before and after.
+            values before and after, which may cut deep into long tails.
         per_channel: one scale for each output channel of the weights instead of one for all.
         weight_bits: width of the weights, in [2, 8]; None takes the profile's. They are stored in 8 bits all the same.
         symmetric: activations with zero point 0 (int8 where values go negative, uint8 where not) or uint8 with any zero point;
