@@ -16,6 +16,7 @@ from torch import nn
 from hasten import testing
 from hasten.compress import (
     DepthwiseSeparable,
+    Equalize,
     FactorizeConv,
     FactorizeLinear,
     FoldBatchNorm,
@@ -29,9 +30,14 @@ from hasten.compress import (
     PruneStructure,
     PruneWeights,
     QuantizeAware,
+    QuantizeDynamic,
+    QuantizeMixed,
     QuantizeStatic,
+    QuantizeWeights,
     ReplaceActivation,
     ShareWeights,
+    Smooth,
+    StoreHalf,
     Unfold,
 )
 from hasten.core.data import View
@@ -66,8 +72,16 @@ STEPS: tuple[Step, ...] = (
     Distil(match="attention", epochs=1, batch=8),
     QuantizeAware(epochs=1, batch=8),
     ShareWeights(bits=3, epochs=1),
+    Equalize(),
+    Smooth(),
     PackCodebooks(),
     QuantizeStatic(),
+    QuantizeStatic(observer="entropy", rounding="adaptive", bias_correction=True, symmetric=True),
+    QuantizeMixed(floats=0.4),
+    QuantizeDynamic(),
+    QuantizeWeights(),
+    QuantizeWeights(bits=4, integer_products=True, symmetric=False),
+    StoreHalf(),
 )
 ENGINES: tuple[Engine, ...] = (
     Eager(),

@@ -333,6 +333,21 @@ def test_symmetric_activations_have_zero_point_zero() -> None:
     assert all(z == 0 for z in zeros.values())
 
 
+def test_symmetric_activations_can_be_asked_for() -> None:
+    quantized = quantize(residual(), PROFILES["onnxruntime"], QuantizeStatic(symmetric=True))
+    zeros = [numpy_helper.to_array(i) for i in quantized.graph.initializer if i.name.endswith("_zero_point")]
+    assert all(z == 0 for z in zeros)
+    x = data(residual())[:5]
+    assert distance(in_onnxruntime(residual(), x), in_onnxruntime(quantized, x)) < 0.05
+
+
+def test_keep_takes_patterns() -> None:
+    model, profile = residual(), PROFILES["onnxruntime"]
+    one, all_ = (quantize(model, profile, QuantizeStatic(keep=k)) for k in (("n0",), ("n[0-4]",)))
+    count = [sum(i.data_type == TensorProto.INT8 and len(i.dims) > 1 for i in m.graph.initializer) for m in (one, all_)]
+    assert count[1] < count[0] == len(quantizable(model, profile)) - 1
+
+
 def test_a_fixed_batch_is_respected() -> None:
     s = Sketch(4, 12)
     model = s.done(s.gemm("x", 12, 5))
@@ -350,7 +365,7 @@ def test_observers(observer: str) -> None:
     assert distance(in_onnxruntime(model, x), in_onnxruntime(quantized, x)) < 0.08
 
 
-@pytest.mark.parametrize("observer", ["percentile", "mse"])
+@pytest.mark.parametrize("observer", ["percentile", "mse", "entropy"])
 def test_observers_cut_an_outlier(observer: str) -> None:
     values = np.append(np.random.default_rng(0).normal(size=1_000_000), 40.0)
     counts, edges = np.histogram(values, bins=2048)
@@ -406,8 +421,9 @@ def test_json_round_trip() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"observer": "median"}, ValueError, "observer must be one of minmax, percentile, mse, got 'median'"),
+        ({"observer": "median"}, ValueError, "observer must be one of minmax, percentile, mse, entropy, got 'median'"),
         ({"weight_bits": 9}, ValueError, r"weight_bits must be in \[2, 8\] or None, got 9"),
+        ({"rounding": "up"}, ValueError, "rounding must be 'nearest' or 'adaptive', got 'up'"),
         ({"keep": "n3"}, TypeError, "keep must be a tuple of node names"),
     ],
 )
@@ -426,6 +442,8 @@ def test_refusals() -> None:
         quantize(model, Profile(integer_ops=frozenset({"LSTM"})))
     with pytest.raises(UsageError, match="keep must name nodes of the graph, got 'nothing'"):
         quantize(model, profile, QuantizeStatic(keep=("nothing",)))
+    with pytest.raises(Unsupported, match="wants activations with zero point 0, but symmetric is False"):
+        quantize(model, PROFILES["openvino"], QuantizeStatic(symmetric=False))
     with pytest.raises(DataRefused, match="at least 1 examples, got 0"):
         quantize(model, profile, view=View(inputs=(data(model, 0),)))
     with pytest.raises(Unsupported, match="expected finite activations"):

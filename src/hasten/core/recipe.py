@@ -32,6 +32,7 @@ class Stage(IntEnum):
     FOLD = 10
     STRUCTURE = 20
     TRAIN = 30
+    BALANCE = 35
     NUMBERS = 40
 
 
@@ -46,6 +47,8 @@ class Profile:
         fuses_relu: an activation right behind an integer operator disappears into its output range.
         symmetric_activations: the zero point must be 0 (int8 where values go negative, uint8 where not), and the engine compiles
             the whole graph, so that floats may leave an integer operator; else uint8 with any zero point.
+        dynamic_ops: types that it runs on integers with ranges found while running (ONNX Runtime's own operators).
+        block_ops: types that it runs with weights of 4 bits in blocks (`com.microsoft.MatMulNBits`).
     """
 
     integer_ops: frozenset[str] = frozenset()
@@ -53,6 +56,8 @@ class Profile:
     weight_bits: int = 8
     fuses_relu: bool = True
     symmetric_activations: bool = False
+    dynamic_ops: frozenset[str] = frozenset()
+    block_ops: frozenset[str] = frozenset()
 
 
 def _silent(share: float, words: str) -> None:

@@ -57,6 +57,8 @@ class OnnxRuntime:
             integer_ops=settings.INTEGER_OPS | {"Concat"},
             passing_ops=settings.PASSING_OPS,
             weight_bits=8 if machine.has_int8_dot() else 7,
+            dynamic_ops=frozenset({"Gemm", "MatMul", "LSTM"}),
+            block_ops=frozenset({"Gemm", "MatMul"}),
         )
 
     def available(self) -> str | None:

@@ -79,6 +79,7 @@ class OpenVINO:
             passing_ops=settings.PASSING_OPS | {"Concat"},
             weight_bits=8 if machine.has_int8_dot() else 7,
             symmetric_activations=True,
+            block_ops=frozenset({"Gemm", "MatMul"}),
         )
 
     def available(self) -> str | None:
@@ -105,8 +106,8 @@ class OpenVINO:
         source = folder / "model.onnx"
         onnx.save(network.graph, source)
         try:
-            # Converting computes what is constant; reading leaves it for the moment when the file is loaded.
-            model = openvino.Core().read_model(source) if self.packed else openvino.convert_model(source)
+            # Converting would compute what is constant and widen what is stored in 16 bits; reading leaves it for the loading.
+            model = openvino.Core().read_model(source)
         except Exception as why:
             raise Unsupported(f"OpenVINO cannot read this graph: {str(why).splitlines()[-1][:200]}") from why
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)

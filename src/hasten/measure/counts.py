@@ -22,7 +22,8 @@ def parameters(network: Network) -> int:
     """Numbers held in weights; a weight that two layers share counts once.
 
     Of a graph: floats in initializers and constants that a layer reads or that are more than one, and integers that are weights of
-    an integer layer or of a DequantizeLinear; not scales and zero points, nor the running statistics of BatchNormalization.
+    an integer layer or of a DequantizeLinear, or bytes that a Cast widens to weights; not scales and zero points, nor the running
+    statistics of BatchNormalization.
     """
     if network.kind == "module":
         return sum(p.numel() for p in network.module.parameters())
@@ -87,6 +88,7 @@ def _unfused() -> Iterator[None]:
 def _weights(graph: onnx.GraphProto) -> dict[str, int]:
     """Sizes of the weights by name."""
     constants = {t.name: t for t in _constants(graph)}
+    packed = {n.input[1]: _attribute(n, "K", 0) * _attribute(n, "N", 0) for n in graph.node if n.op_type == "MatMulNBits"}
     scales: set[str] = set()
     integers: set[str] = set()
     read: set[str] = set()
@@ -96,7 +98,26 @@ def _weights(graph: onnx.GraphProto) -> dict[str, int]:
         read.update(node.input if node.op_type in _COUNTS or node.op_type in _AFFINE else ())
     kept = {n: t for n, t in constants.items() if n not in scales and (t.data_type in _FLOATS or n in integers)}
     sizes = {name: math.prod(t.dims) for name, t in kept.items()}
-    return {name: size for name, size in sizes.items() if size > 1 or name in read}
+    widened, factors = _widened(graph, constants)
+    sizes = {name: size for name, size in sizes.items() if (size > 1 or name in read) and name not in factors}
+    return sizes | packed | {name: math.prod(constants[name].dims) for name in widened}
+
+
+def _widened(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]) -> tuple[set[str], set[str]]:
+    """Bytes that a Cast turns into weights, and the zero points and scales that follow it."""
+    found: set[str] = set()
+    factors: set[str] = set()
+    reals: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in constants and constants[node.input[0]].data_type in _BYTES:
+            found.add(node.input[0])
+            reals.add(node.output[0])
+        elif node.op_type == "DynamicQuantizeLinear":
+            reals.add(node.output[1])  # a scale, multiplied with that of the weights
+        elif node.op_type in ("Sub", "Mul") and node.input[0] in reals and node.input[1] in constants:
+            factors.add(node.input[1])
+            reals.add(node.output[0])
+    return found, factors
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -111,24 +132,36 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield named
 
 
+def layer_macs(network: Network) -> dict[str, int] | None:
+    """Multiply-accumulates of each counted node of a graph for its example, by name; None where `macs` cannot tell."""
+    counted = _node_macs(network.graph, network.example)
+    return None if counted is None else {network.graph.graph.node[i].name: count for i, count in counted.items()}
+
+
 def _graph_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> int | None:
+    counted = _node_macs(model, example)
+    return None if counted is None else sum(counted.values())
+
+
+def _node_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> dict[int, int] | None:
+    """By place in the graph."""
     if any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute) or model.functions:
         return None
     shapes = _shapes(model, example)
     if shapes is None:
         return None
-    total = 0
-    for node in model.graph.node:
+    found = {}
+    for i, node in enumerate(model.graph.node):
         count = _COUNTS.get(node.op_type)
         if count is None:
             if node.domain not in ("", "ai.onnx") and node.op_type not in _FREE:
                 return None
             continue
         try:
-            total += count(node, shapes)
+            found[i] = count(node, shapes)
         except (KeyError, IndexError):  # an equation or a rank that the formula does not cover
             return None
-    return total
+    return found
 
 
 def _shapes(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> Shapes | None:
@@ -211,6 +244,7 @@ _UNCOUNTED = frozenset(
     """.split()  # noqa: SIM905
 )
 _FLOATS = frozenset({1, 10, 11, 16})  # float, float16, double, bfloat16
+_BYTES = frozenset({2, 3})  # uint8, int8
 _COUNTS: dict[str, Callable[[onnx.NodeProto, Shapes], int]] = {
     **dict.fromkeys(("Conv", "FusedConv", "ConvInteger"), _convolution(1)),
     "QLinearConv": _convolution(3),

@@ -16,6 +16,7 @@ from hasten.compress.quantize.observe import Range
 from hasten.compress.quantize.place import Placement, channel_axis, channels
 from hasten.compress.quantize.wiring import Array, Wiring, set_attribute
 
+Points = Mapping[str, tuple[Array, Array]]  # scale and zero point by name
 _BIAS_TOP = 2**30  # leaves the upper half of 32 bits to the products that are added to the bias
 _LEAST_SCALE = 2.0**-60  # below it values count as zero; the product of two scales stays a normal float32
 
@@ -50,24 +51,50 @@ def scale_and_zero_point(low: float, high: float, *, symmetric: bool) -> tuple[A
     return np.array(scale), np.array(np.clip(np.round(-low / float(scale)), 0, 255), dtype=np.uint8)
 
 
-def insert(wiring: Wiring, placement: Placement, ranges: Mapping[str, Range], numbers: Numbers) -> None:
-    """Turns the wiring into the Q/DQ graph."""
-    points = {
+def points_of(placement: Placement, ranges: Mapping[str, Range], numbers: Numbers) -> Points:
+    """The scale and zero point of each name in `placement.scale_of`."""
+    return {
         name: scale_and_zero_point(*seen, symmetric=numbers.symmetric and name not in placement.unsigned) for name, seen in ranges.items()
     }
+
+
+def insert(wiring: Wiring, placement: Placement, points: Points, numbers: Numbers, rounded: Mapping[str, Array] | None = None) -> None:
+    """Turns the wiring into the Q/DQ graph.
+
+    Args:
+        rounded: integer weights (int8) by name of the layer, for the scales that `weight_scale` gives; nearest ones elsewhere.
+    """
     for node in [n for n in wiring.nodes if n.name in set(placement.layers)]:
         scale = float(points[placement.scale_of[node.input[0]]][0])
-        _quantize_layer(wiring, node, scale, numbers)
+        _quantize_layer(wiring, node, scale, numbers, (rounded or {}).get(node.name))
     stored = {}
     for tensor, (step, zero) in sorted(points.items()):
         stored[tensor] = [wiring.add_constant(f"{tensor}_scale", step), wiring.add_constant(f"{tensor}_zero_point", zero)]
     for tensor in placement.pairs:
         _pair(wiring, tensor, stored[placement.scale_of[tensor]], placement)
+    _drop_clips(wiring)
 
 
 def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: float, numbers: Numbers) -> tuple[Array, Array]:
     """Integers (int8) and their scales, (channels,) or () for one; a scale grows where the bias would not fit 32 bits."""
-    top = 2 ** (numbers.weight_bits - 1) - 1
+    scale = weight_scale(weight, bias, axis=axis, input_scale=input_scale, numbers=numbers)
+    top = highest(numbers)
+    return np.clip(np.round(weight / along(scale, weight.ndim, axis)), -top, top).astype(np.int8), scale
+
+
+def highest(numbers: Numbers) -> int:
+    """The largest integer that a weight may become; the smallest is its negative."""
+    return int(2 ** (numbers.weight_bits - 1) - 1)
+
+
+def along(scale: Array, ndim: int, axis: int) -> Array:
+    """The scales in a shape that multiplies weights of `ndim` axes."""
+    return scale.reshape([-1 if i == axis else 1 for i in range(ndim)]) if scale.ndim else scale
+
+
+def weight_scale(weight: Array, bias: Array | None, *, axis: int, input_scale: float, numbers: Numbers) -> Array:
+    """The scales of the weights, (channels,) or () for one; a scale grows where the bias would not fit 32 bits."""
+    top = highest(numbers)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     needed = np.abs(weight).max(axis=others).astype(np.float64) / top
     if bias is not None:
@@ -75,19 +102,22 @@ def round_weights(weight: Array, bias: Array | None, *, axis: int, input_scale: 
         needed = np.maximum(needed, most / (input_scale * _BIAS_TOP))
     if not numbers.per_channel:
         needed = needed.max()
-    scale = np.where(needed > _LEAST_SCALE, needed, 1.0).astype(np.float32)
-    along = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]) if scale.ndim else scale
-    return np.clip(np.round(weight / along), -top, top).astype(np.int8), scale
+    return np.where(needed > _LEAST_SCALE, needed, 1.0).astype(np.float32)
 
 
-def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers: Numbers) -> None:
+def weight_and_bias(wiring: Wiring, node: NodeProto) -> tuple[Array, Array | None]:
+    """A layer's constants; the bias as (channels,), or None where it has none."""
     weight = wiring.constant(node.input[1])
     bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     assert weight is not None
-    if bias is not None:
-        bias = np.broadcast_to(bias.reshape(-1), channels(wiring, node))
+    return weight, None if bias is None else np.broadcast_to(bias.reshape(-1), channels(wiring, node))
+
+
+def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers: Numbers, given: Array | None) -> None:
+    weight, bias = weight_and_bias(wiring, node)
     axis = channel_axis(node)
     integers, scale = round_weights(weight, bias, axis=axis, input_scale=input_scale, numbers=numbers)
+    integers = integers if given is None else given
     _dequantized(wiring, node, 1, integers, scale, axis)
     if bias is not None:
         product = (np.float32(input_scale) * scale).astype(np.float32)
@@ -102,23 +132,15 @@ def _dequantized(wiring: Wiring, node: NodeProto, place: int, integers: Array, s
     name = node.input[place]
     zeros = np.zeros(scale.shape, dtype=integers.dtype)
     inputs = [
-        _stored(wiring, f"{name}_quantized", integers),
-        _stored(wiring, f"{name}_scale", scale),
-        _stored(wiring, "_".join(("zeros", zeros.dtype.name, *map(str, zeros.shape))), zeros),
+        wiring.share_constant(f"{name}_quantized", integers),  # layers that share a weight share its integers
+        wiring.share_constant(f"{name}_scale", scale),
+        wiring.share_constant("_".join(("zeros", zeros.dtype.name, *map(str, zeros.shape))), zeros),
     ]
     node.input[place] = f"{node.name}_input{place}_dequantized"
     new = helper.make_node("DequantizeLinear", inputs, [node.input[place]], name=f"{node.name}_input{place}_dequantize")
     if scale.ndim:
         set_attribute(new, "axis", axis)
     wiring.nodes.insert(wiring.nodes.index(node), new)
-
-
-def _stored(wiring: Wiring, name: str, value: Array) -> str:
-    """The name of a constant with this value: layers that share a weight share its integers."""
-    held = wiring.constant(name)
-    if held is not None and held.dtype == value.dtype and np.array_equal(held, value):
-        return name
-    return wiring.add_constant(name, value)
 
 
 def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:
@@ -139,3 +161,30 @@ def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement)
         helper.make_node("DequantizeLinear", [integers, *numbers], [out], name=f"{tensor}_dequantize"),
     ]
     wiring.rewire()
+
+
+def _drop_clips(wiring: Wiring) -> None:
+    """Takes out each Clip in front of a QuantizeLinear that ends where the Clip ends, or before: integers end there anyway.
+
+    int8 ends at −128 where symmetric ranges end at −127, so what lies below the range may come out one step lower than clipped.
+    """
+    for pair in [n for n in wiring.nodes if n.op_type == "QuantizeLinear"]:
+        clip = wiring.maker(pair.input[0])
+        if clip is None or clip.op_type != "Clip" or wiring.only_reader(clip.output[0]) is not pair:
+            continue
+        bounds = _bounds(wiring, clip)
+        scale, zero = (wiring.constant(name) for name in pair.input[1:3])
+        if bounds is None or scale is None or zero is None:
+            continue
+        ends = np.iinfo(zero.dtype)
+        bottom, top = (np.round(bound / np.float64(scale)) + int(zero) for bound in bounds)
+        if bottom <= ends.min + (zero.dtype == np.int8) and top >= ends.max:
+            wiring.remove(clip, keep=clip.input[0], drop=clip.output[0])
+
+
+def _bounds(wiring: Wiring, clip: NodeProto) -> tuple[float, float] | None:
+    """Where a Clip ends, infinite at an open end; None where the graph computes it."""
+    names = [*clip.input[1:], "", ""][:2]
+    values = [wiring.constant(name) if name else np.array(end) for name, end in zip(names, (-np.inf, np.inf), strict=True)]
+    low, high = values
+    return None if low is None or high is None else (float(low), float(high))

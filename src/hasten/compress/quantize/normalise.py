@@ -25,10 +25,24 @@ def normalise(model: onnx.ModelProto) -> Wiring:
     Raises:
         Unsupported: on integer graphs, control flow, and operator sets that cannot be brought up to 13.
     """
-    wiring = Wiring(_upgraded(model))
-    _refuse(wiring)
-    for rewrite in (_lift_constants, _drop_identities, _fold_batch_norms, _fold_additions, _pool_means):
+    wiring = laid_open(model)
+    _refuse_integers(wiring)
+    for rewrite in (_drop_identities, _fold_batch_norms, _fold_additions, _pool_means):
         rewrite(wiring)
+    return wiring
+
+
+def laid_open(model: onnx.ModelProto) -> Wiring:
+    """A wiring of the model as it is, at operator set 13 or above, with its constants as initializers.
+
+    Raises:
+        Unsupported: on control flow, and operator sets that cannot be brought up to 13.
+    """
+    wiring = Wiring(_upgraded(model))
+    for node in wiring.nodes:
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            raise Unsupported(f"cannot quantize around control flow: {node.name!r} ({node.op_type}) holds a graph of its own")
+    _lift_constants(wiring)
     return wiring
 
 
@@ -44,12 +58,10 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
         raise Unsupported(f"expected opset >= {OLDEST_OPSET}, got {version}, which cannot be converted: {why}") from why
 
 
-def _refuse(wiring: Wiring) -> None:
+def _refuse_integers(wiring: Wiring) -> None:
     for node in wiring.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") or "Integer" in node.op_type or "QLinear" in node.op_type:
             raise Unsupported(f"expected a graph in floats, but {node.name!r} ({node.op_type}) computes in integers already")
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-            raise Unsupported(f"cannot quantize around control flow: {node.name!r} ({node.op_type}) holds a graph of its own")
 
 
 def _lift_constants(wiring: Wiring) -> None:

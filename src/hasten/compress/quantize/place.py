@@ -152,10 +152,13 @@ class _Plan:
         return tensor
 
     def _result(self, node: NodeProto) -> str:
-        """The tensor behind the node, or behind the activation that disappears into its output range."""
-        follower = self.wiring.only_reader(node.output[0])
-        fuses = self.profile.fuses_relu and follower is not None and follower.op_type in _ACTIVATIONS
-        last = follower if follower is not None and fuses else node
+        """The tensor behind the node, or behind the activations that disappear into its output range."""
+        last = node
+        while self.profile.fuses_relu:
+            follower = self.wiring.only_reader(last.output[0])
+            if follower is None or follower.op_type not in _ACTIVATIONS:
+                break
+            last = follower
         return str(last.output[0])
 
     def _passes(self, node: NodeProto) -> bool:

@@ -82,6 +82,13 @@ class Wiring:
         self.constants[free] = numpy_helper.from_array(np.asarray(value, order="C"), free)
         return free
 
+    def share_constant(self, name: str, value: Array) -> str:
+        """The name of a constant with this value: the one held under `name` where it is the same, else a new one."""
+        held = self.constant(name)
+        if held is not None and held.dtype == value.dtype and np.array_equal(held, value):
+            return name
+        return self.add_constant(name, value)
+
     def remove(self, node: NodeProto, *, keep: str, drop: str) -> None:
         """Takes a node out; whoever made or read the tensor `drop` makes or reads `keep`."""
         self.nodes.remove(node)
@@ -104,6 +111,11 @@ class Wiring:
         """Version of the standard operator set."""
         return next((o.version for o in self._model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
+    def use_domain(self, domain: str, version: int) -> None:
+        """Declares an operator set beside the standard one."""
+        if all(o.domain != domain for o in self._model.opset_import):
+            self._model.opset_import.append(helper.make_opsetid(domain, version))
+
     def model(self) -> onnx.ModelProto:
         """The graph as it is now, without the constants that nothing reads and without recorded intermediate shapes."""
         model = onnx.ModelProto()
@@ -125,3 +137,21 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     kept = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
     node.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])
+
+
+def split_gemm(wiring: Wiring, node: NodeProto) -> NodeProto:
+    """A Gemm x·W + b becomes MatMul and Add; gives the MatMul, under the same name. A MatMul stays as it is."""
+    if node.op_type != "Gemm":
+        return node
+    weight = wiring.constant(node.input[1])
+    assert weight is not None
+    name, bias, out = node.input[1], node.input[2] if len(node.input) > 2 else "", node.output[0]
+    if attribute(node, "transB", 0):
+        name = wiring.share_constant(f"{name}_transposed", np.ascontiguousarray(weight.T))
+    made = [helper.make_node("MatMul", [node.input[0], name], [f"{out}_product" if bias else out], name=node.name)]
+    if bias:
+        made.append(helper.make_node("Add", [f"{out}_product", bias], [out], name=f"{node.name}_bias"))
+    at = wiring.nodes.index(node)
+    wiring.nodes[at : at + 1] = made
+    wiring.rewire()
+    return made[0]
