@@ -22,16 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked long")
-    parser.addoption("--sample", action="store_true", help="also run one in ten of the tests marked long, always the same")
+    parser.addoption(
+        "--sample", action="store_true", help="also run some of the tests marked long, always the same: one in ten, or in its `share`"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--long"):
         return
     sample = config.getoption("--sample")
-    skip = pytest.mark.skip(reason="long; run with --long, or one in ten with --sample")
+    skip = pytest.mark.skip(reason="long; run with --long, or some of them with --sample")
     for item in items:
-        if "long" in item.keywords and not (sample and zlib.crc32(item.nodeid.encode()) % 10 == 0):
+        mark = item.get_closest_marker("long")
+        if mark and not (sample and zlib.crc32(item.nodeid.encode()) % mark.kwargs.get("share", 10) == 0):
             item.add_marker(skip)
 
 

@@ -46,8 +46,9 @@ def write_files(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "model.pt2", folder / "data.npz", folder / "prove.npz"
 
 
-def lean(kind: Kind) -> Catalogue:
-    """One engine beside the given one, two steps."""
+def lean(kind: Kind, effort: str = "normal") -> Catalogue:
+    """One engine beside the given one, two steps; any effort."""
+    del effort
     given = Eager() if kind == "module" else OnnxRuntime(threads=1)
     return Catalogue(as_given=given, engines=(OnnxRuntime(),), steps=(FoldBatchNorm, QuantizeStatic))
 

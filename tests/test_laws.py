@@ -95,7 +95,7 @@ ENGINES: tuple[Engine, ...] = (
 )
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NETWORKS]
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long(share=30)) for name in NETWORKS]
 
 
 @functools.cache

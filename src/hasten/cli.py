@@ -47,6 +47,7 @@ def optimize(
     group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
     seed: Seed = 0,
     trials: Annotated[int | None, typer.Option("--trials", help="Most recipes to try.")] = None,
+    effort: Annotated[str, typer.Option("--effort", help="normal, or thorough to prune and factorize as well.")] = "normal",
     confidence: Annotated[float, typer.Option("--confidence", help="Of the statement about the drop.")] = 0.95,
     accept: Annotated[str, typer.Option("--accept", help="proof, or point to be content with the estimate.")] = "proof",
     latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Cap on the latency.")] = None,
@@ -67,6 +68,7 @@ def optimize(
         group=group,
         seed=seed,
         trials=trials,
+        effort=effort,  # type: ignore[arg-type]  # Options checks it
         confidence=confidence,
         accept="point" if accept == "point" else "proof",
         latency_ms=latency_ms,

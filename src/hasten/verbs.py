@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.core import folder
 from hasten.core.child import Child
@@ -38,6 +38,7 @@ class Options:
         target: the column or array with the labels; group: the one whose equal values belong together.
         seed: the same seed gives the same result.
         trials: most recipes to try.
+        effort: "normal" folds and chooses number formats; "thorough" also prunes and factorizes, with training each time.
         confidence: of the statement about the drop, in (0.5, 1).
         accept: "proof" asks for the bound, "point" takes the estimate.
         latency_ms, size_bytes, peak_memory_bytes, min_speedup: caps that the result must meet.
@@ -50,6 +51,7 @@ class Options:
     group: str | None = None
     seed: int = 0
     trials: int | None = None
+    effort: Literal["normal", "thorough"] = "normal"
     confidence: float = 0.95
     accept: Accept = "proof"
     latency_ms: float | None = None
@@ -57,6 +59,10 @@ class Options:
     peak_memory_bytes: int | None = None
     min_speedup: float | None = None
     command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.effort not in ("normal", "thorough"):
+            raise UsageError(f"effort must be normal or thorough, got {self.effort!r}")
 
     def limit(self, max_drop: float) -> Limit:
         """The limit with all caps."""
@@ -202,7 +208,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
         views=split.reopen(place),
         score=prepare.read_score(task["score"]),
         loss=task["loss"],
-        catalogue=presets.default(task["kind"]),
+        catalogue=presets.default(task["kind"], options.effort),
         settings=Settings(
             limit=limit,
             batch=task["fixed_batch"] or options.batch,
