@@ -86,6 +86,7 @@ BRANCHES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (4, 6, 6),
         2,
     ),
+    "doubled": (lambda: Lambda(lambda m, x: (y := m.a(x)) + y + x, a=nn.Conv2d(4, 4, 3, padding=1)), (4, 6, 6), 1),
     "blocks in a row": (
         lambda: nn.Sequential(Sum(nn.Conv2d(4, 4, 3, padding=1), None), Sum(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
         (4, 6, 6),
