@@ -86,6 +86,7 @@ BRANCHES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (4, 6, 6),
         2,
     ),
+    "doubled": (lambda: Lambda(lambda m, x: (y := m.a(x)) + y + x, a=nn.Conv2d(4, 4, 3, padding=1)), (4, 6, 6), 1),
     "blocks in a row": (
         lambda: nn.Sequential(Sum(nn.Conv2d(4, 4, 3, padding=1), None), Sum(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
         (4, 6, 6),
@@ -110,11 +111,7 @@ APART: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     ),
     "other kernels dilated by one": (lambda: Sum(nn.Conv1d(3, 3, 2, dilation=2, padding=1), None), (3, 9), "instead of"),
     "no layer": (lambda: Sum(nn.BatchNorm2d(4), None), (4, 6, 6), "found none"),
-    "broadcast": (
-        lambda: Lambda(lambda m, x: m.a(x) + m.b(x.mean((2, 3), keepdim=True)), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)),
-        (4, 6, 6),
-        "found none",
-    ),
+    "broadcast": (lambda: Sum(nn.Conv2d(4, 1, 3, padding=1), nn.Conv2d(4, 4, 1)), (4, 6, 6), "found none"),
     "read twice": (lambda: Lambda(lambda m, x: (y := m.a(x)) * (m.b(x) + y), a=nn.Linear(4, 4), b=nn.Linear(4, 4)), (4,), "found none"),
     "not centred": (
         lambda: Sum(nn.Conv2d(4, 4, 3, padding=1), Lambda(lambda m, x: m.c(x)[:, :, :6, :6], c=nn.Conv2d(4, 4, 1, padding=1))),

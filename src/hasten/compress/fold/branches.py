@@ -111,7 +111,7 @@ def _sums(module: fx.GraphModule, shapes: calls.Shapes, refused: dict[str, None]
         if not _is_sum(root) or (after is not None and _is_sum(after)):
             continue
         leaves = list(_leaves(root))
-        same = [n for n in leaves if leaves.count(n) == 1 and shapes.get(n) == shapes[root]]
+        same = [n for n in leaves if shapes.get(n) == shapes[root]]
         for group in _groups([_branch(n, own, shapes) for n in same], shapes):
             made = _merged(group)
             if why := _dearer(group, made, shapes[root]):
