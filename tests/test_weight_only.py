@@ -187,7 +187,9 @@ def test_a_shared_weight_is_stored_once() -> None:
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_halves_against_the_formats(kind: str) -> None:
     """Rounded to the nearest, ties to even, as torch and ml_dtypes do; also next to the ends."""
-    values = np.concatenate([np.random.default_rng(0).normal(size=500), [0.0, -0.0, 1e-7, 65504.0, -3e-5, 1 + 2**-9, 1 + 3 * 2**-9]])
+    values = np.concatenate(
+        [np.random.default_rng(0).normal(size=500), [0.0, -0.0, 1e-7, 65504.0, -3e-5, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11]]
+    )
     weight = np.resize(values, (32, 16)).astype(np.float32)
     s = Sketch("n", 32)
     model = s.done(s("MatMul", "x", s.constant(weight)))
