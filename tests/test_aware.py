@@ -48,6 +48,29 @@ def test_the_gradient_of_a_step_is_the_paper_s() -> None:
     np.testing.assert_allclose(v.grad.numpy(), inside.astype(float))
 
 
+def test_rounding_is_torch_s_own_learnable_one() -> None:
+    """Values, and gradients of values and step, against PyTorch's kernel for learnt steps.
+
+    It counts values within half a step beyond the range as inside, the paper does not; there are none here.
+    """
+    torch.manual_seed(0)
+    rows = torch.randn(5, 40)
+    steps = torch.linspace(0.1, 0.5, 5)
+    rows[((rows / steps[:, None]).abs() - 7.25).abs() < 0.3] = 0
+    push = torch.randn(5, 40)
+    found = []
+    for rounding in (
+        lambda v, s: round_symmetric(v, s[:, None], 7),
+        lambda v, s: torch._fake_quantize_learnable_per_channel_affine(v, s, torch.zeros(5), 0, -7, 7, 1.0),
+    ):
+        v, s = rows.clone().requires_grad_(), steps.clone().requires_grad_()
+        made = rounding(v, s)
+        made.backward(push)
+        found.append((made.detach(), v.grad, s.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("top", [1, 3, 7, 127])
 def test_the_first_step_has_the_least_squared_error(top: int) -> None:
     weight = np.random.default_rng(0).normal(size=(5, 60))
