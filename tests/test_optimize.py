@@ -248,7 +248,7 @@ def only(as_given: object, *engines: object):  # type: ignore[no-untyped-def]
 def test_nothing_helps_and_the_network_comes_back_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "default", only(Eager()))
     data = problems.data()
-    report = hasten.optimize(problems.trained(), data.train, data.held_out, run=tmp_path / "run")
+    report = hasten.optimize(problems.trained(), data.train, data.held_out, run=tmp_path / "run", options=Options(trials=1))
     assert report.exit_code == 0
     assert report.verdict == "equal"
     assert report.chosen
