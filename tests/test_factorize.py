@@ -224,6 +224,14 @@ def test_the_network_gets_smaller_and_cheaper(step: Step, name: str) -> None:
     assert all(p.requires_grad for p in made.module.parameters())
 
 
+@pytest.mark.parametrize("step", STEPS, ids=lambda s: f"{type(s).__name__} {getattr(s, 'method', '')}")
+def test_neighbours_are_replaced_both(step: Step) -> None:
+    kind = (lambda: nn.Linear(16, 16)) if isinstance(step, FactorizeLinear) else (lambda: nn.Conv1d(16, 16, 3, padding=1))
+    of = given(lambda: nn.Sequential(kind(), kind(), nn.ReLU()), 16, 16)
+    parts = layers(apply(step, of).module)
+    assert parts.count("Linear") + parts.count("Conv1d") >= 4
+
+
 @pytest.mark.parametrize("kind", [FactorizeLinear, FactorizeConv])
 def test_settings_are_checked(kind: Any) -> None:
     for settings, why in (

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.compress import FoldBranches, FoldIdle, FoldInput
+from hasten import testing
+from hasten.compress import FoldBranches, FoldIdle, FoldInput, FoldLinear, Unfold
+from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Network
-from hasten.core.recipe import Step
+from hasten.core.recipe import Context, Step
 from hasten.load.lower import forward
 from networks import NETWORKS, network
 from test_fold_more import apply, exact, floats, given, layers
@@ -272,6 +274,37 @@ def test_standardization_is_refused() -> None:
         apply(FoldInput(), Network(kind="module", body=bytes_.module, example=(np.ones((4, 4), np.uint8),)))
     with pytest.raises(Unsupported, match="one input of floats with channels, got 2"):
         apply(FoldInput(mean=(1.0,)), network("two inputs"))
+
+
+class Everything(nn.Module):
+    """Something for every fold: a standardization, explicit padding, branches, two linear layers in a row, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.pad = nn.ZeroPad2d(1)
+        self.wide, self.narrow, self.norm = conv(6, 6, 3), conv(6, 6, 1), nn.BatchNorm2d(6)
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 5), nn.Linear(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first((x - 0.5) / 0.25))
+        x = self.wide(self.pad(x)) + self.narrow(x) + self.norm(x)
+        x = F.relu(x).mean((2, 3))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("law", testing.STEP_LAWS, ids=lambda law: law.__name__)
+def test_the_laws_hold_where_something_folds(law: testing.StepLaw) -> None:
+    of = given(Everything, 3, 8, 8, dtype=torch.float32)
+    told = Context(train=View(inputs=of.example), calibrate=View(inputs=of.example), original=of)
+    for step in (FoldInput(), FoldIdle(), FoldLinear(), Unfold()):
+        assert apply(step, of).module is not of.module
+        law(step, of, told)
+    padded = apply(FoldIdle(), of)  # the branches read one value once the padding is a setting
+    law(FoldBranches(), padded, told)
+    folded = apply(FoldLinear(), apply(FoldBranches(), apply(FoldInput(), padded)))
+    assert layers(folded.module).count("Conv2d") == 2
+    assert layers(folded.module).count("Linear") == 1
 
 
 @pytest.mark.parametrize("step", [FoldBranches(), FoldIdle(), FoldInput()], ids=lambda s: type(s).__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ def own_layers(module: fx.GraphModule) -> dict[str, fx.Node]:
         if private and not altered(layer) and not any(r.startswith(name + ".") for r in read) and isinstance(node.args[0], fx.Node):
             found[name] = node
     return found
+
+
+def read_shapes(own: Mapping[str, fx.Node], seen: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shape that each layer reads. To be asked before any of them is replaced."""
+    return {name: seen[node.all_input_nodes[0]] for name, node in own.items() if node.all_input_nodes[0] in seen}
 
 
 def altered(layer: nn.Module) -> bool:

@@ -76,14 +76,14 @@ class FactorizeConv:
         """The network with chains of convolutions, lifted, in eval mode."""
         module = layers.lifted(network)
         own = calls.own_layers(module)
-        shapes = calls.shapes(module, network)
+        read = calls.read_shapes(own, calls.shapes(module, network))
         known = layers.named(module, calls.CONVOLUTIONS, only=self.only, keep=self.keep)
         chosen = {name: layer for name, layer in known.items() if name in own and ranks.is_dense(layer)}
         found = False
         for i, (name, layer) in enumerate(chosen.items()):
             context.progress(i / len(chosen), name)
             parts = self._tucker(name, layer) if self.method == "tucker" else self._cp(name, layer, context.seed)
-            if parts and ranks.cheaper(layer, parts, own[name], shapes):
+            if parts and ranks.cheaper(layer, parts, read[name]):
                 calls.replace(module, own[name], parts)
                 found = True
         if not found:

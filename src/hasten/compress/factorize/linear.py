@@ -77,7 +77,7 @@ class FactorizeLinear:
         """The network with thin layers, lifted, in eval mode."""
         module = layers.lifted(network)
         own = calls.own_layers(module)
-        shapes = calls.shapes(module, network)
+        read = calls.read_shapes(own, calls.shapes(module, network))
         known = layers.named(module, _KINDS, only=self.only, keep=self.keep)
         chosen = {name: layer for name, layer in known.items() if name in own and is_matrix(layer) and self._wide_enough(layer)}
         seen = _moments(module, [own[name] for name in chosen], context.calibrate, network.fixed_batch) if self.whiten else {}
@@ -85,7 +85,7 @@ class FactorizeLinear:
         for i, (name, layer) in enumerate(chosen.items()):
             context.progress(i / len(chosen), name)
             parts = self._parts(name, layer, seen.get(own[name]))
-            if ranks.cheaper(layer, parts, own[name], shapes):
+            if ranks.cheaper(layer, parts, read[name]):
                 calls.replace(module, own[name], parts)
                 found = True
         if not found:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from hasten.compress import calls, layers
 from hasten.core.errors import Unsupported
@@ -62,16 +62,15 @@ def most(cost: Callable[[float], float], limit: float) -> float:
     return low
 
 
-def cheaper(layer: nn.Module, parts: Sequence[nn.Module], call: fx.Node, shapes: calls.Shapes) -> bool:
-    """Whether the parts hold fewer numbers than the layer and multiply no more, at the shapes of its call."""
+def cheaper(layer: nn.Module, parts: Sequence[nn.Module], shape: tuple[int, ...]) -> bool:
+    """Whether the parts hold fewer numbers than the layer and multiply no more, for an input of this shape."""
     if sum(calls.numbers(part) for part in parts) >= calls.numbers(layer):
         return False
-    source = call.args[0]
-    assert isinstance(source, fx.Node)
     weight: Any = layer.weight
-    work, x = 0, torch.zeros(shapes[source], dtype=weight.dtype)
     with torch.no_grad():
+        x = torch.zeros(shape, dtype=weight.dtype)
+        before, work = calls.multiply_adds(layer, tuple(layer(x).shape)), 0
         for part in parts:
             x = part(x)
             work += calls.multiply_adds(part, tuple(x.shape))
-    return work <= calls.multiply_adds(layer, shapes[call])
+    return work <= before

@@ -65,12 +65,12 @@ class DepthwiseSeparable:
         del context
         module = layers.lifted(network)
         own = calls.own_layers(module)
-        shapes = calls.shapes(module, network)
+        read = calls.read_shapes(own, calls.shapes(module, network))
         known = layers.named(module, calls.CONVOLUTIONS, only=self.only, keep=self.keep)
         found = False
         for name in [n for n, layer in known.items() if n in own and ranks.is_dense(layer)]:
             parts = self._parts(name, known[name])
-            if ranks.cheaper(known[name], parts, own[name], shapes):
+            if ranks.cheaper(known[name], parts, read[name]):
                 calls.replace(module, own[name], parts)
                 found = True
         if not found:

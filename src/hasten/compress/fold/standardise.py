@@ -83,7 +83,8 @@ class FoldInput:
         """Puts the standardization into the graph; gives the network with a raw example."""
         entries = [n for n in module.graph.nodes if n.op == "placeholder"]
         if len(entries) != 1 or network.example[0].dtype.kind != "f" or network.example[0].ndim < 2:
-            raise Unsupported(f"mean and std need a network of one input of floats with channels, got {len(entries)} inputs")
+            kinds = ", ".join(str(a.dtype) for a in network.example)
+            raise Unsupported(f"mean and std need a network of one input of floats with channels, got {len(entries)} of {kinds}")
         (x,) = network.example
         mean, std = (self._shaped(name, x) for name in ("mean", "std"))
         node = entries[0]
