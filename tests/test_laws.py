@@ -47,7 +47,7 @@ from hasten.core.recipe import Aim, Context, Engine, Space, Stage, Step
 from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.load.lower import lower
 from hasten.train import Distil, FineTune
-from networks import NETWORKS, QUICK, lowered, network
+from networks import NETWORKS, lowered, network
 
 # One row per method. Adding a method is one row here.
 STEPS: tuple[Step, ...] = (
@@ -95,7 +95,7 @@ ENGINES: tuple[Engine, ...] = (
 )
 SLOW_ENGINES: tuple[Engine, ...] = (TorchCompile(),)  # seconds of compiling at each start
 
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long(share=30)) for name in NETWORKS]
+NAMES = [pytest.param(name, marks=() if name in ("cnn", "lstm") else pytest.mark.long(share=30)) for name in NETWORKS]
 
 
 @functools.cache
