@@ -139,7 +139,17 @@ def test_damaged_files_are_refused(content: bytes, tmp_path: Path, monkeypatch: 
         tasks.load("fashion_mnist")
 
 
-@pytest.mark.parametrize(("build", "parameters"), [(networks.mlp, 109_386), (networks.small_cnn, 98_762), (networks.resnet20, 272_186)])
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        (networks.mlp, 109_386),
+        (networks.small_cnn, 98_762),
+        (networks.resnet20, 272_186),
+        (networks.resnet18, 11_172_810),
+        (networks.mobilenet, 107_946),
+        (networks.lstm, 214_282),
+    ],
+)
 def test_networks(build: type[nn.Module], parameters: int) -> None:
     torch.manual_seed(0)
     network = build()
