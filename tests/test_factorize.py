@@ -114,6 +114,10 @@ def test_tucker_against_the_formula() -> None:
     lost = float((made.whole() - weight).square().sum())
     assert lost < start
     assert lost == pytest.approx(float(weight.square().sum() - made.core.square().sum()), rel=1e-10)
+    # At the end each basis is the best one for the other: the largest eigenvalues hold what the core holds.
+    for seen, rank in ((torch.einsum("oi...,is->os...", weight, made.inner), 4), (torch.einsum("oi...,or->ir...", weight, made.out), 3)):
+        held = np.linalg.svd(seen.flatten(1).numpy(), compute_uv=False)[:rank]
+        assert float(made.core.square().sum()) == pytest.approx((held**2).sum(), rel=1e-6)
     # Where the tensor has these ranks, nothing is lost.
     low = tensors.Tucker(core=torch.randn(4, 3, 3, 3).double(), out=torch.randn(9, 4).double(), inner=torch.randn(7, 3).double()).whole()
     np.testing.assert_allclose(tensors.tucker(low, 4, 3).whole(), low, atol=1e-10)
@@ -277,6 +281,14 @@ def test_layers_can_be_chosen_and_small_ones_stay() -> None:
             apply(step, of)
         with pytest.raises(Unsupported, match="k×k convolution without groups, found none"):
             type(step).space(of)
+
+
+def test_parts_that_save_nothing_are_left_out() -> None:
+    with pytest.raises(Unsupported, match="smaller than it, found none"):  # 8·(16 + 16) = 16·16
+        apply(FactorizeLinear(rank=8, whiten=False), given(lambda: nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU()), 16))
+    far = given(lambda: nn.Sequential(nn.Conv2d(16, 16, 3, stride=4, padding=1), nn.ReLU()), 16, 8, 8)
+    with pytest.raises(Unsupported, match="smaller than it, found none"):  # the first part would run at every place, the layer at few
+        apply(FactorizeConv(rank=12), far)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
