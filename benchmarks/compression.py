@@ -12,7 +12,6 @@ and structured pruning by chance. `--quick` takes the MLP on 2,000 images.
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,14 +142,21 @@ _KEPT: dict[str, Network] = {}
 
 
 def _applied(steps: tuple[Step, ...], network: Network, context: Context) -> Network:
-    """What the steps make; beginnings that recipes share are made once."""
-    done = ""
+    """What the steps make; beginnings that recipes share are made once. A step that finds nothing to do is left out."""
+    done, changed, reason = "", False, ""
     for step in steps:
-        done += f"{step} {context.seed} {id(context.original)} {context.profile if step.reads_profile else ''};"
-        if done not in _KEPT:
-            _KEPT[done] = step.apply(lower(network) if step.takes == "graph" else network, context)
-        network = _KEPT[done]
-    return copy.copy(network)
+        now = f"{done}{step} {context.seed} {context.profile if step.reads_profile else ''};"
+        try:
+            if now not in _KEPT:
+                _KEPT[now] = step.apply(lower(network) if step.takes == "graph" else network, context)
+        except Unsupported as why:
+            reason = str(why)
+            continue
+        done, network = now, _KEPT[now]
+        changed = changed or not (step.lossless or step.aims == {"score"})
+    if not changed:
+        raise Unsupported(reason)
+    return network
 
 
 def _timed(folders: dict[tuple[str, str], Path], held_out: View, *, quick: bool) -> list[dict[str, Any]]:
