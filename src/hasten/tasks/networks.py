@@ -99,8 +99,8 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.filter(self.widen(x))
-        y = self.narrow(y * self.weigh(y))
-        return x + y if self.same else y
+        narrowed: Tensor = self.narrow(y * self.weigh(y))
+        return x + narrowed if self.same else narrowed
 
 
 class Residual(nn.Module):
