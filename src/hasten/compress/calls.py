@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as tree
 
 from hasten.core.network import Arrays, Network
 
@@ -26,6 +27,11 @@ def shapes(module: fx.GraphModule, network: Network) -> Shapes:
 
 def passing(module: fx.GraphModule, arrays: Arrays) -> dict[fx.Node, Tensor]:
     """Every tensor that passes while the module runs on these inputs, without its values."""
+    return {node: result for node, result in results(module, arrays).items() if isinstance(result, Tensor)}
+
+
+def results(module: fx.GraphModule, arrays: Arrays) -> dict[fx.Node, Any]:
+    """What every call gives while the module runs on these inputs: tensors without their values, alone or in tuples."""
     seen = _Passing(module)
     with torch.no_grad():
         seen.run(*inputs(module, arrays))
@@ -42,12 +48,11 @@ def inputs(module: nn.Module, arrays: Arrays) -> tuple[Tensor, ...]:
 class _Passing(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.found: dict[fx.Node, Tensor] = {}
+        self.found: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.found[n] = torch.empty_like(result, device="meta")
+        self.found[n] = tree.tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), result)
         return result
 
 

@@ -5,7 +5,7 @@ Shapes: inputs, one tensor per network input, each (batch, …).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def batches(view: View, *, fixed_batch: int | None, device: str | torch.device =
             yield tuple(torch.from_numpy(np.array(a)).to(device) for a in piece.inputs)
 
 
-def gradients(module: nn.Module, weights: list[Tensor], network: Network, context: Context) -> Iterator[list[Tensor]]:
+def gradients(module: nn.Module, weights: Sequence[Tensor], network: Network, context: Context) -> Iterator[list[Tensor]]:
     """The gradient of the training loss with respect to `weights`, batch by batch, on up to 2,048 examples of *train*.
 
     `module` runs in eval mode and is given back in the mode that it came in; no `.grad` is left behind.

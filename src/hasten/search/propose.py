@@ -49,7 +49,9 @@ class _Board:
         return sorted((r for r in recipes if self.ms(r) < float("inf")), key=self.ms)
 
     def known_hopeless(self, recipe: Recipe) -> bool:
-        """Whether the same steps have lost the score beyond hope in another engine."""
+        """Whether the same steps have lost the score beyond hope in another engine, and do not depend on the engine."""
+        if any(step.reads_profile for step in recipe.steps):
+            return False
         return any(r.steps == recipe.steps and self.ms(r) < float("inf") and not self.hopeful(r) for r in self.trials)
 
     def hopeful(self, recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from hasten.core.errors import UsageError
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Loss, Space, Stage
-from hasten.train.finetune import train_further, treatable
+from hasten.train.finetune import train_further, training, treatable
 from hasten.train.settings import Fit, Hints
 
 Match = Literal["logits", "features", "attention"]
@@ -91,13 +91,5 @@ class Distil:
         return {"match": ("logits", "features", "attention"), "learning_rate": (1e-3, 3e-4, 3e-3)}
 
     def _settings(self, loss: Loss) -> Fit:
-        return Fit(
-            loss=loss,
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=0.0,
-            distil=0.0 if loss == "original" else self.distil,
-            temperature=self.temperature,
-            hints=None if self.match == "logits" else Hints(match=self.match, only=self.only, weight=self.hints),
-        )
+        hints = None if self.match == "logits" else Hints(match=self.match, only=self.only, weight=self.hints)
+        return training(self, loss, hints=hints)

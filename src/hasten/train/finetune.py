@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -51,7 +51,7 @@ class FineTune:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        self._settings("classes")  # its checks are ours
+        training(self, "classes")  # its checks are ours
 
     def apply(self, network: Network, context: Context) -> Network:
         """The network with weights trained further on `context.train`. Raises Unsupported where nothing can be trained."""
@@ -59,7 +59,7 @@ class FineTune:
 
     def train(self, network: Network, context: Context, *, after_step: AfterStep) -> Network:
         """As `apply`, with `after_step` looking on (see `fit`): how a step holds weights in a form while they learn."""
-        return train_further(network, context, self._settings(context.loss), after_step=after_step)
+        return train_further(network, context, training(self, context.loss), after_step=after_step)
 
     @classmethod
     def space(cls, network: Network) -> Space:
@@ -67,16 +67,34 @@ class FineTune:
         treatable(network)
         return {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4), "epochs": (6.0, 2.0, 15.0)}
 
-    def _settings(self, loss: Loss) -> Fit:
-        return Fit(
-            loss=loss,
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=0.0,
-            distil=0.0 if loss == "original" else self.distil,
-            temperature=self.temperature,
-        )
+
+class Training(Protocol):
+    """The fields that every step has that trains further."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def distil(self) -> float: ...
+    @property
+    def temperature(self) -> float: ...
+
+
+def training(step: Training, loss: Loss, **more: Any) -> Fit:
+    """How such a step trains. With the loss "original" there are no labels to weigh. Raises UsageError on a bad field."""
+    return Fit(
+        loss=loss,
+        epochs=step.epochs,
+        batch=step.batch,
+        learning_rate=step.learning_rate,
+        weight_decay=0.0,
+        distil=0.0 if loss == "original" else step.distil,
+        temperature=step.temperature,
+        **more,
+    )
 
 
 def train_further(network: Network, context: Context, settings: Fit, *, after_step: AfterStep = go_on) -> Network:

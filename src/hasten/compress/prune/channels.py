@@ -33,7 +33,7 @@ class PruneStructure:
 
     Args:
         ratio: share of the units that go, in (0, 1). Of the weights in reach for the scope "sensitivity".
-        saliency: what makes a unit matter: "l1", "l2" (norm of its weights), "taylor" (gradient · weight on *train*), "fpgm"
+        saliency: what makes a unit matter: "l1", "l2" (norm of its weights), "taylor" (gradient · weight on *train*; needs labels), "fpgm"
             (distance to the other units), "bn" (scale of its batch norm), "random" (the control).
         scope: "layer" takes the share of every family of units alike, "global" the least of all together, "sensitivity" where
             the outputs on the calibrate view change the least.

@@ -11,21 +11,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hasten.compress.passes import gradients
 from hasten.compress.prune.structure import Family, Structure
 from hasten.compress.prune.trace import Place
 from hasten.core.errors import Unsupported
 from hasten.core.recipe import Context
-from hasten.train.objective import objective
-from hasten.train.outputs import outputs_of
-from hasten.train.settings import Fit
 
 Saliency = Literal["l1", "l2", "taylor", "fpgm", "bn", "random"]
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 SALIENCIES: tuple[str, ...] = get_args(Saliency)
-_BATCHES, _BATCH = 8, 64
 
 
 def scores(structure: Structure, families: list[Family], saliency: Saliency, context: Context) -> list[Scores]:
@@ -36,7 +33,7 @@ def scores(structure: Structure, families: list[Family], saliency: Saliency, con
     loss to first order. "random": the control.
 
     Raises:
-        Unsupported: "bn" for a family without batch norm; "taylor" where nothing can be trained.
+        Unsupported: "bn" for a family without batch norm; "taylor" without labels or where nothing can be trained.
     """
     if saliency == "random":
         return [np.random.default_rng([context.seed, zlib.crc32(f.name.encode())]).random(len(f)) for f in families]
@@ -88,41 +85,15 @@ def _gains(structure: Structure, family: Family) -> Scores:
 
 def _effects(structure: Structure, context: Context) -> dict[Place, Scores]:
     """(Σ gradient · weight)² of each position along each output axis, averaged over batches of *train*."""
-    module = structure.module
-    wanted = list(dict.fromkeys(structure.trace.writers))
-    parameters = dict(module.named_parameters())
-    learnt = [p for p in wanted if p.path in parameters]
-    if not learnt:
+    parameters = dict(structure.module.named_parameters())
+    wanted = [p for p in dict.fromkeys(structure.trace.writers) if p.path in parameters]
+    weights = [parameters[place.path] for place in wanted]
+    if not weights:
         raise Unsupported("the saliency 'taylor' needs weights that train, the network has none")
-    loss = _loss(module, context)
-    total = {place: np.zeros(parameters[place.path].shape[place.axis]) for place in learnt}
-    pieces = torch.split(torch.arange(min(len(context.train), _BATCHES * _BATCH)), _BATCH)
-    for index in pieces:
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(index), list(parameters.values()), allow_unused=True)
-        known = dict(zip(parameters, gradients, strict=True))
-        for place in learnt:
-            gradient = known[place.path]
-            if gradient is not None:
-                product = (gradient * parameters[place.path]).detach()
-                total[place] += _rows(product, place.axis).sum(1).square().numpy() / len(pieces)
-    return total
-
-
-def _loss(module: nn.Module, context: Context) -> Callable[[Tensor], Tensor]:
-    """The loss of the examples at an index. Without labels: the mean square of the outputs, what they depend on most."""
-    inputs = tuple(torch.from_numpy(np.array(a[: _BATCHES * _BATCH])) for a in context.train.inputs)
-    if context.loss == "original":
-        return lambda index: _size(outputs_of(module, tuple(a[index] for a in inputs)))
-    labels = context.train.labels
-    aim = objective(Fit(loss=context.loss, batch=_BATCH), module, None, inputs, None if labels is None else labels[: _BATCHES * _BATCH])
-
-    def loss(index: Tensor) -> Tensor:
-        seen = tuple(a[index] for a in inputs)
-        return aim(outputs_of(module, seen), index, seen)
-
-    return loss
-
-
-def _size(outputs: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([o.square().mean() for o in outputs if o.is_floating_point()]).sum()
+    total = {place: np.zeros(parameters[place.path].shape[place.axis]) for place in wanted}
+    count = 0
+    for found in gradients(structure.module, weights, structure.network, context):
+        count += 1
+        for place, weight, gradient in zip(wanted, weights, found, strict=True):
+            total[place] += _rows(gradient * weight, place.axis).sum(1).square().numpy()
+    return {place: value / count for place, value in total.items()}

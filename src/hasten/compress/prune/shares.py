@@ -36,8 +36,12 @@ def borne(structure: Structure, families: Sequence[Family], found: Sequence[Scor
     bought from the cheapest per weight until the ratio is reached: prices are taken to add up.
     """
     few = view.take(slice(0, _LOOKED_AT))
+    whole = _outputs(structure.module, few)
     weights = [_weights(structure, family) for family in families]
-    prices = [[_change(structure, least(f, s, level), few) for level in _LEVELS] for f, s in zip(families, found, strict=True)]
+    prices = [
+        [_change(whole, _outputs(structure.silenced(least(family, own, level)), few)) for level in _LEVELS]
+        for family, own in zip(families, found, strict=True)
+    ]
     at = [-1] * len(families)
     while sum(w * (_LEVELS[i] if i >= 0 else 0.0) for w, i in zip(weights, at, strict=True)) < ratio * sum(weights):
         offers = [(_offer(prices[k], at[k]) / (weights[k] * _gain(at[k])), k) for k in range(len(families)) if at[k] + 1 < len(_LEVELS)]
@@ -81,9 +85,9 @@ def _weights(structure: Structure, family: Family) -> float:
     return total
 
 
-def _change(structure: Structure, gone: Ids, view: View) -> float:
-    before, after = (_outputs(module, view) for module in (structure.module, structure.silenced(gone)))
-    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(before, after, strict=True) if a.dtype.kind == "f"]
+def _change(whole: Arrays, silenced: Arrays) -> float:
+    """Σ squared difference ÷ Σ square, over the outputs of floats."""
+    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(whole, silenced, strict=True) if a.dtype.kind == "f"]
     return sum(float(np.square(a - b).sum() / (np.square(a).sum() or 1.0)) for a, b in pairs)
 
 

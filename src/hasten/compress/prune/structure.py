@@ -53,14 +53,14 @@ class Structure:
     Args:
         module: in lifted form, stacked recurrent layers one by one.
         trace: how its axes hang together.
-        example: what it is checked on.
+        network: the network that it comes from; its example is what everything is checked on.
         families: what may shrink.
         refused: layers whose outputs stay, with the reason.
     """
 
     module: fx.GraphModule
     trace: Trace
-    example: Arrays
+    network: Network
     families: tuple[Family, ...]
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -81,8 +81,8 @@ class Structure:
     def exact(self, gone: Ids) -> str | None:
         """None where `without` gives what `silenced` gives, else what is wrong."""
         try:
-            expected = _run(self.silenced(gone), self.example)
-            given = _run(self.without(gone), self.example)
+            expected = _run(self.silenced(gone), self.network.example)
+            given = _run(self.without(gone), self.network.example)
         except Exception as why:  # a shape that does not fit any more shows as any error
             return f"it does not run without them: {str(why).splitlines()[0][:120] if str(why) else type(why).__name__}"
         if [a.shape for a in expected] != [a.shape for a in given]:
@@ -110,7 +110,7 @@ def analyse(network: Network) -> Structure:
     """
     module = rewrite.unstack(rewrite.flatten(lifting.lifted(network)))
     trace = Trace(module, network.example)
-    structure = Structure(module, trace, network.example, ())
+    structure = Structure(module, trace, network, ())
     families, refused = _families(trace)
     several = [f for f in families if len(f) > 1]
     refused |= {name: "it is a single unit" for f in families if len(f) == 1 for name in f.layers}

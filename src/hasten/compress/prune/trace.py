@@ -6,14 +6,14 @@ around them, never through them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
+from hasten.compress import calls
 from hasten.compress.prune.units import Axes, Ids, Units
 from hasten.core.network import Arrays
 
@@ -46,8 +46,7 @@ class Trace:
         self.pieces: list[Ids] = []  # parts of axes that go ways of their own, so that some of each must stay
         self.results: dict[fx.Node, Result | None] = {}
         self._paths = {id(t): name for name, t in _tensors(module).items()}
-        self._shapes = _Shapes(module)
-        self._shapes.run(*(torch.from_numpy(np.ascontiguousarray(a)) for a in example))
+        self._shapes = {node: _shapes(result) for node, result in calls.results(module, example).items()}
         self._follow()
 
     def of(self, value: object) -> Axes:
@@ -63,7 +62,7 @@ class Trace:
 
     def shape(self, node: fx.Node) -> Any:
         """The shape of a call's result on the example, or a list of shapes; None for what is no tensor."""
-        return self._shapes.seen[node]
+        return self._shapes[node]
 
     def whole(self, value: object) -> Axes:
         """The units of an argument with no joint left: whole heads."""
@@ -85,7 +84,7 @@ class Trace:
     def writes(self, value: object, axis: int) -> None:
         """Notes the output axis of a weight that a call reads, where it is a stored tensor."""
         if isinstance(value, fx.Node) and value.op == "get_attr":
-            self.parameter(self._shapes.attribute(value), writes=axis)
+            self.parameter(self._attribute(value), writes=axis)
 
     def norm(self, tensor: Tensor) -> None:
         """Notes the scale of a batch norm."""
@@ -124,21 +123,24 @@ class Trace:
             yield from ((Place(path, axis), ids) for axis, ids in enumerate(axes.plain) if ids is not None)
 
     def _follow(self) -> None:
-        from hasten.compress.prune import calls, layers
+        from hasten.compress.prune import modules, operators
 
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
-                value = self._shapes.attribute(node)
+                value = self._attribute(node)
                 self.results[node] = self.parameter(value) if isinstance(value, Tensor) else None
             elif node.op == "call_module":
-                rule = layers.RULES.get(type(self.module.get_submodule(str(node.target))))
+                rule = modules.RULES.get(type(self.module.get_submodule(str(node.target))))
                 self.results[node] = self._unknown(node) if rule is None else rule(self, node)
             elif node.op == "call_function":
-                self.results[node] = calls.follow(self, node) or self._unknown(node)
+                self.results[node] = operators.follow(self, node) or self._unknown(node)
             elif node.op == "placeholder":
                 self.results[node] = self.bare(node)
             elif node.op == "output":
                 self._held(node, "the network gives it out")
+
+    def _attribute(self, node: fx.Node) -> Any:
+        return operator.attrgetter(str(node.target))(self.module)
 
     def _unknown(self, node: fx.Node) -> Result | None:
         self._held(node, f"{self.name(node)} mixes it in a way that is not known")
@@ -165,23 +167,6 @@ def _flat(result: Result | None) -> list[Axes]:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every stored tensor by its first name."""
     return {**dict(module.named_buffers()), **dict(module.named_parameters())}
-
-
-class _Shapes(fx.Interpreter):
-    """Runs the network and keeps the shape of every result."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.seen: dict[fx.Node, Any] = {}
-
-    def run_node(self, node: fx.Node) -> Any:
-        with torch.no_grad():
-            result = super().run_node(node)
-        self.seen[node] = _shapes(result)
-        return result
-
-    def attribute(self, node: fx.Node) -> Any:
-        return self.fetch_attr(str(node.target))
 
 
 def _shapes(result: Any) -> Any:

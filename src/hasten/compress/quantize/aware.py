@@ -15,8 +15,8 @@ from hasten.compress.layers import lifted, named, patterns
 from hasten.compress.quantize.rounding import LAYERS, TRANSPOSED, RoundedLayer, RoundedRange
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Context, Loss, Profile, Space, Stage
-from hasten.train import Fit, train_further, treatable
+from hasten.core.recipe import Aim, Context, Profile, Space, Stage
+from hasten.train import train_further, training, treatable
 
 _BATCH = 64
 # Calls that carry every value on as it is, or drop it: a range in front of them is the range behind them.
@@ -82,7 +82,7 @@ class QuantizeAware:
             raise UsageError(f"weight_bits must be in [2, 8] or None, got {self.weight_bits}")
         patterns("only", self.only)
         patterns("keep", self.keep)
-        self._settings("classes")  # its checks are ours
+        training(self, "classes")  # its checks are ours
 
     def apply(self, network: Network, context: Context) -> Network:
         """The trained network in its lifted form, in floats.
@@ -105,7 +105,7 @@ class QuantizeAware:
         bits = context.profile.weight_bits if self.weight_bits is None else self.weight_bits
         for name in names:
             module.set_submodule(name, RoundedLayer(module.get_submodule(name), bits=bits))
-        trained = train_further(given, context, self._settings(context.loss))
+        trained = train_further(given, context, training(self, context.loss, freeze_norms=True))
         _plain(trained.module, names, ranges)  # a copy of our own, made by the training
         return trained
 
@@ -116,18 +116,6 @@ class QuantizeAware:
         if not any(type(m) in LAYERS for m in network.module.modules()):
             raise Unsupported("QuantizeAware needs a linear or convolutional layer, found none")
         return {"learning_rate": (1e-3, 3e-4, 3e-3), "epochs": (6.0, 2.0, 15.0)}
-
-    def _settings(self, loss: Loss) -> Fit:
-        return Fit(
-            loss=loss,
-            epochs=self.epochs,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=0.0,
-            distil=0.0 if loss == "original" else self.distil,
-            temperature=self.temperature,
-            freeze_norms=True,
-        )
 
     def _layers(self, module: fx.GraphModule, profile: Profile) -> tuple[str, ...]:
         """Names of the layers that run on integers and own their weight."""
