@@ -63,6 +63,11 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cast(Round):
+    """Another number format; its name comes before the other's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slow:
     takes: ClassVar[Kind] = "module"
     aims: ClassVar[frozenset[Aim]] = frozenset()

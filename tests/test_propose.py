@@ -11,7 +11,7 @@ from hasten.core.recipe import Recipe
 from hasten.core.report import Latency, Limit, Measurement, Trial
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.propose import insert, propose
-from methods import Mend, Quick, Quicker, Round, Shrink, Slow
+from methods import Cast, Mend, Quick, Quicker, Round, Shrink, Slow
 
 CATALOGUE = Catalogue(as_given=Slow(), engines=(Quick(), Quicker()), steps=(Shrink, Mend, Round))
 SPACES = {kind: kind.space(None) for kind in CATALOGUE.steps}  # type: ignore[arg-type]
@@ -86,6 +86,21 @@ def test_what_loses_beyond_hope_is_mended_on_the_spot_and_built_upon() -> None:
     assert [type(s) for s in best.steps] == [Shrink, Mend, Round]
     assert sum(r.steps == (Shrink(),) for r in asked) == 1  # hopeless in one engine is hopeless in all
     assert len(asked) <= 40
+
+
+def test_a_step_takes_the_place_of_another_that_it_cannot_follow() -> None:
+    """Two number formats exclude each other; the better one wins although the other was there first."""
+
+    def model(recipe: Recipe) -> tuple[float, float]:
+        kinds = [type(step) for step in recipe.steps]
+        if Cast in kinds and Round in kinds:
+            raise RuntimeError("in integers already")
+        ms, drop = usual(recipe)
+        return ms * (0.9 if Cast in kinds else 1.0), drop
+
+    asked = run(model, spaces={kind: kind.space(None) for kind in (Cast, Round)})  # type: ignore[arg-type]
+    assert Recipe((Cast(),), Quicker()) in asked
+    assert Recipe((Round(),), Quicker()) in asked
 
 
 def test_what_depends_on_the_engine_is_tried_in_each() -> None:

@@ -134,19 +134,34 @@ def _tune(board: _Board, recipe: Recipe, part: Step | Engine, space: Space) -> D
 
 
 def _extend(board: _Board, steps: Sequence[Step], best: dict[type[Any], Recipe], menders: Sequence[type[Step]]) -> Dialogue:
-    """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first.
-
-    The others are tried only where those before them lose the score beyond mending.
-    """
+    """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first."""
     for engine, recipe in list(best.items()):
-        for candidate in (insert(recipe, step) for step in steps):
-            if candidate is None:
-                break
-            made = yield from _mended(board, candidate, recipe, menders)
+        for base in _bases(recipe, steps[0], menders):
+            made = yield from _first_hopeful(board, base, recipe, steps, menders)
             if made is not None and board.ms(made) * GAIN < board.ms(recipe):
                 best[engine] = made
-            if made is not None:
                 break
+
+
+def _bases(recipe: Recipe, step: Step, menders: Sequence[type[Step]]) -> Iterator[Recipe]:
+    """What a step is put into: the recipe, and the recipe without the lossy steps whose place it would take."""
+    yield recipe
+    others = tuple(s for s in recipe.steps if s.stage != step.stage or s.lossless or type(s) in menders)
+    if not step.lossless and others != recipe.steps:
+        yield Recipe(others, recipe.engine)
+
+
+def _first_hopeful(
+    board: _Board, base: Recipe, before: Recipe, steps: Sequence[Step], menders: Sequence[type[Step]]
+) -> Generator[Recipe, Trial, Recipe | None]:
+    """The base with the first of the settings that does not lose the score beyond mending, or None."""
+    for candidate in (insert(base, step) for step in steps):
+        if candidate is None:
+            return None
+        made = yield from _mended(board, candidate, before, menders)
+        if made is not None:
+            return made
+    return None
 
 
 def _mended(board: _Board, candidate: Recipe, before: Recipe, menders: Sequence[type[Step]]) -> Generator[Recipe, Trial, Recipe | None]:
@@ -156,7 +171,7 @@ def _mended(board: _Board, candidate: Recipe, before: Recipe, menders: Sequence[
         if board.hopeful(candidate) or not board.ms(candidate) * GAIN < board.ms(before):
             return candidate
     for kind in menders:
-        longer = insert(candidate, kind())
+        longer = None if kind in {type(step) for step in candidate.steps} else insert(candidate, kind())
         if longer is not None:
             yield from _try(board, [longer])
             if board.hopeful(longer):

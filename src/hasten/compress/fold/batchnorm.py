@@ -75,21 +75,7 @@ class FoldBatchNorm:
     def apply(self, network: Network, context: Context) -> Network:
         """The network without the norms, in eval mode."""
         del context
-        module = copy.deepcopy(network.module).eval()
-        pairs = _pairs(copy.deepcopy(module), network.example)
-        if not pairs:
-            raise Unsupported(
-                "FoldBatchNorm needs a batch norm directly behind a convolution or linear layer, or in front of one that pads with no "
-                "zeros, found none"
-            )
-        for pair in pairs:
-            _merge(module, pair)
-        if isinstance(module, fx.GraphModule):
-            _erase(module, {pair.norm for pair in pairs})
-        else:
-            for pair in pairs:
-                module.set_submodule(pair.norm, nn.Identity())
-        return network.with_body(module)
+        return _without(network)
 
     @classmethod
     def space(cls, network: Network) -> Space:
@@ -97,6 +83,32 @@ class FoldBatchNorm:
         if not any(type(m) in NORMS for m in network.module.modules()):
             raise Unsupported("FoldBatchNorm needs a network with batch norms, found none")
         return {}
+
+
+def without_norms(network: Network) -> Network:
+    """The network with its batch norms folded where that can be done, else as it is."""
+    try:
+        return _without(network)
+    except Unsupported:
+        return network
+
+
+def _without(network: Network) -> Network:
+    module = copy.deepcopy(network.module).eval()
+    pairs = _pairs(copy.deepcopy(module), network.example)
+    if not pairs:
+        raise Unsupported(
+            "FoldBatchNorm needs a batch norm directly behind a convolution or linear layer, or in front of one that pads with no "
+            "zeros, found none"
+        )
+    for pair in pairs:
+        _merge(module, pair)
+    if isinstance(module, fx.GraphModule):
+        _erase(module, {pair.norm for pair in pairs})
+    else:
+        for pair in pairs:
+            module.set_submodule(pair.norm, nn.Identity())
+    return network.with_body(module)
 
 
 def _pairs(probe: nn.Module, example: Arrays) -> list[_Pair]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hasten.compress import calls
+from hasten.compress.fold.batchnorm import without_norms
 from hasten.compress.fold.compose import NORMS, Geometry, affine, geometry, regrouped, wide
 from hasten.compress.layers import lifted
 from hasten.core.errors import Unsupported
@@ -50,24 +51,27 @@ class FoldBranches:
     def apply(self, network: Network, context: Context) -> Network:
         """The network with one layer for each foldable sum, lifted, in eval mode."""
         del context
-        module = lifted(network)
-        shapes = calls.shapes(module, network)
-        refused: dict[str, None] = {}
-        found = False
-        while made := next(_sums(module, shapes, refused), None):
-            _put(module, *made, shapes)
-            found = True
-        if not found:
-            why = next(iter(refused), "found none")
-            raise Unsupported(f"FoldBranches needs a sum of parallel convolutions, linear layers or batch norms on one input: {why}")
-        return network.with_body(calls.finish(module))
+        return _joined(network)
 
     @classmethod
     def space(cls, network: Network) -> Space:
-        """Nothing to vary. Raises Unsupported on a network without linear layers and convolutions."""
-        if not any(type(m) in _LAYERS for m in network.module.modules()):
-            raise Unsupported("FoldBranches needs a network with linear layers or convolutions, found none")
+        """Nothing to vary. Raises Unsupported where nothing folds, with the batch norms folded first."""
+        _joined(without_norms(network))
         return {}
+
+
+def _joined(network: Network) -> Network:
+    module = lifted(network)
+    shapes = calls.shapes(module, network)
+    refused: dict[str, None] = {}
+    found = False
+    while made := next(_sums(module, shapes, refused), None):
+        _put(module, *made, shapes)
+        found = True
+    if not found:
+        why = next(iter(refused), "found none")
+        raise Unsupported(f"FoldBranches needs a sum of parallel convolutions, linear layers or batch norms on one input: {why}")
+    return network.with_body(calls.finish(module))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from hasten.compress import calls
 from hasten.compress.fold import compose
+from hasten.compress.fold.batchnorm import without_norms
 from hasten.compress.layers import lifted
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -45,23 +46,26 @@ class FoldLinear:
     def apply(self, network: Network, context: Context) -> Network:
         """The network with the products, lifted, in eval mode."""
         del context
-        module = lifted(network)
-        shapes = calls.shapes(module, network)
-        found = False
-        while pair := next((p for p in _pairs(module) if not _refusal(module, *p, shapes)), None):
-            _fold(module, *pair)
-            found = True
-        if not found:
-            why = next((_refusal(module, *p, shapes) for p in _pairs(module)), "found none")
-            raise Unsupported(f"FoldLinear needs two linear layers or convolutions with nothing between them that fold into less: {why}")
-        return network.with_body(calls.finish(module))
+        return _multiplied(network)
 
     @classmethod
     def space(cls, network: Network) -> Space:
-        """Nothing to vary. Raises Unsupported on a network with fewer than two linear layers or convolutions."""
-        if sum(type(m) in _KINDS for m in network.module.modules()) < 2:
-            raise Unsupported("FoldLinear needs a network with two linear layers or convolutions, found fewer")
+        """Nothing to vary. Raises Unsupported where nothing folds, with the batch norms folded first."""
+        _multiplied(without_norms(network))
         return {}
+
+
+def _multiplied(network: Network) -> Network:
+    module = lifted(network)
+    shapes = calls.shapes(module, network)
+    found = False
+    while pair := next((p for p in _pairs(module) if not _refusal(module, *p, shapes)), None):
+        _fold(module, *pair)
+        found = True
+    if not found:
+        why = next((_refusal(module, *p, shapes) for p in _pairs(module)), "found none")
+        raise Unsupported(f"FoldLinear needs two linear layers or convolutions with nothing between them that fold into less: {why}")
+    return network.with_body(calls.finish(module))
 
 
 def _pairs(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx, nn
 
-from hasten.compress.fold import FoldBatchNorm
+from hasten.compress.fold.batchnorm import without_norms
 from hasten.compress.layers import lifted, named, patterns
 from hasten.compress.quantize.rounding import LAYERS, TRANSPOSED, RoundedLayer, RoundedRange
 from hasten.core.errors import Unsupported, UsageError
@@ -93,9 +92,7 @@ class QuantizeAware:
             UsageError: where `only` or `keep` names no layer.
         """
         treatable(network)
-        given = network.with_body(lifted(network))
-        with contextlib.suppress(Unsupported):  # it says that there is no norm to fold
-            given = FoldBatchNorm().apply(given, context)
+        given = without_norms(network.with_body(lifted(network)))
         module = given.module
         assert isinstance(module, fx.GraphModule)
         names = self._layers(module, context.profile)
