@@ -98,7 +98,7 @@ def reference(wanted: Reference, *, cache: Path = CACHE) -> tuple[nn.Module, Tas
     made_of = {
         "layers": str(module),
         "data": data.train.fingerprint(),
-        "settings": dataclasses.asdict(wanted.settings),
+        "settings": told(wanted.settings),
         "torch": torch.__version__,
     }
     file = cache / f"{wanted.name}-{fingerprint(made_of)[:16]}.pt"
@@ -107,6 +107,12 @@ def reference(wanted: Reference, *, cache: Path = CACHE) -> tuple[nn.Module, Tas
     kept = torch.load(file, weights_only=True)
     module.load_state_dict(kept["weights"])
     return module, data, kept["training"]
+
+
+def told(settings: Fit) -> dict[str, Any]:
+    """The settings that differ from the defaults: a field that is new, and off, costs nobody a checkpoint."""
+    fields = dataclasses.asdict(settings)
+    return {name: value for name, value in fields.items() if value != dataclasses.asdict(Fit())[name]}
 
 
 def accuracy(module: nn.Module, view: View) -> float:

@@ -28,16 +28,14 @@ def small_cnn(classes: int = 10) -> nn.Module:
     )
 
 
-def resnet20(classes: int = 10) -> nn.Module:
-    """ResNet-20 for small images, with a 1×1 convolution where the shape changes.
+def resnet20(classes: int = 10, width: int = 16) -> nn.Module:
+    """ResNet-20 for small images, of `width` to 4·width channels, with a 1×1 convolution where the shape changes.
 
     He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015, arXiv 1512.03385, section 4.2.
     """
-    blocks = [
-        Residual(before, after)
-        for before, after in zip((16, 16, 16, 16, 32, 32, 32, 64, 64), (16, 16, 16, 32, 32, 32, 64, 64, 64), strict=True)
-    ]
-    return nn.Sequential(*_conv(1, 16), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+    plan = ((1, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2), (2, 4), (4, 4), (4, 4))  # (before, after) in widths
+    blocks = [Residual(before * width, after * width) for before, after in plan]
+    return nn.Sequential(*_conv(1, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
 
 
 def resnet18(classes: int = 10, width: int = 64) -> nn.Module:
