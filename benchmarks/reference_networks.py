@@ -26,7 +26,7 @@ from torch import nn
 from hasten import tasks
 from hasten.core.data import View
 from hasten.core.recipe import fingerprint
-from hasten.tasks import TaskData, networks
+from hasten.tasks import TaskData, networks, text
 from hasten.train import Fit, fit
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "hasten-benchmarks"
@@ -43,6 +43,7 @@ class Reference:
         examples: of the training part, from its beginning; None for all.
         goal: accuracy on the held-out part that it must reach.
         settings: how it is trained.
+        still: beginning of the names of the parameters that are not trained.
     """
 
     network: str
@@ -50,6 +51,7 @@ class Reference:
     examples: int | None = None
     goal: float
     settings: Fit
+    still: str = ""
 
     @property
     def name(self) -> str:
@@ -94,7 +96,8 @@ def reference(wanted: Reference, *, cache: Path = CACHE) -> tuple[nn.Module, Tas
     data = tasks.load(wanted.task)
     data = replace(data, train=data.train.take(slice(wanted.examples)))
     torch.manual_seed(wanted.settings.seed)
-    module: nn.Module = getattr(networks, wanted.network)(len(data.classes)).eval()
+    build = text.minilm if wanted.network == "minilm" else getattr(networks, wanted.network)
+    module: nn.Module = build(len(data.classes)).eval()
     made_of = {
         "layers": str(module),
         "data": data.train.fingerprint(),
@@ -118,17 +121,20 @@ def told(settings: Fit) -> dict[str, Any]:
 def accuracy(module: nn.Module, view: View) -> float:
     """Share of the examples whose highest output is at their label."""
     with torch.no_grad():
-        right = [(module(torch.from_numpy(b.inputs[0])).argmax(1).numpy() == b.labels).sum() for b in view.batches(500)]
+        right = [(module(*map(torch.from_numpy, b.inputs)).argmax(1).numpy() == b.labels).sum() for b in view.batches(500)]
     return float(sum(right) / len(view))
 
 
 def _train(module: nn.Module, view: View, wanted: Reference, file: Path) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not (wanted.still and name.startswith(wanted.still)))
     start = time.perf_counter()
     fitted = fit(module, view, settings=wanted.settings, progress=lambda _, words: _say(f"{wanted.name}: {words}", end="\r"))
     _say("")
     training = {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads(), "steps": fitted.steps}
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
+    module.requires_grad_(True)
     torch.save({"weights": fitted.module.state_dict(), "training": training}, part)
     os.replace(part, file)
 

