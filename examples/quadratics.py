@@ -22,7 +22,7 @@ from hasten.report import curves
 from hasten.train import Stop
 
 OPTIMIZERS = {
-    "gradient descent": (torch.optim.SGD, 0.01),
+    "gradient descent": (torch.optim.SGD, 0.03),
     "momentum": (lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9), 0.005),
     "AdaGrad": (torch.optim.Adagrad, 0.5),
     "RMSprop": (torch.optim.RMSprop, 0.02),
@@ -68,8 +68,8 @@ def main(page: Path | None = None, steps: int = 200) -> dict[str, float]:
         )
         fitted = Trainer(settings=settings, watch=seen.append, after_step=note).fit(Bowl(), view)
         runs[name] = seen
-        steps_y = [(b - a)[1].item() / (25 * a[1].item()) for a, b in itertools.pairwise(places)]
-        moved[name] = [(i, abs(step)) for i, step in enumerate(steps_y, start=1)]
+        heights = [place[1].item() for place in places]
+        moved[name] = [(i, abs((b - a) / (25 * a))) for i, (a, b) in enumerate(itertools.pairwise(heights), start=1) if a]
         print(f"{name:17} rate {rate:<6} loss {fitted.curve[0][1]:8.3f} → {fitted.curve[-1][1]:.2e} ({fitted.trend})")
     if page is not None:
         text = curves.page(runs, {"loss": "mean of x² and 25 y²", "start": "(4, 1)"})

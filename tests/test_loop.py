@@ -230,9 +230,9 @@ def faulty(*at, back=False):
 
 
 def test_the_layer_where_a_nan_is_born_is_named():
-    with pytest.raises(Diverged, match="at step 3 of 12; it comes from the layer '2'"):
+    with pytest.raises(Diverged, match=r"at step 3 of 12; .*: it comes from the layer '2'"):
         fit(seeded(lambda: faulty(3)), points(), settings=BASE)
-    with pytest.raises(Diverged, match=r"at step 3 of 12; it comes from the gradient of the layer '(1|0)'"):
+    with pytest.raises(Diverged, match=r"at step 3 of 12; .*: it comes from the gradient of the layer '(1|0)'"):
         fit(seeded(lambda: faulty(3, back=True)), points(), settings=BASE)
     sick = points()
     sick.inputs[0][7] = math.nan
@@ -375,7 +375,7 @@ def test_ema_and_swa_are_their_formulas():
     for got, want in zip(found.parameters(), mean, strict=True):
         assert torch.allclose(got, want, atol=1e-6)
     weights.clear()
-    found = fit(seeded(dense), points(), settings=replace(BASE, average=Average(kind="swa", start=0.3)), after_step=note).module
+    found = fit(seeded(dense), points(), settings=replace(BASE, average=Average(kind="swa", start=0.4)), after_step=note).module
     for got, *ends in zip(found.parameters(), weights[7], weights[11], strict=True):
         assert torch.allclose(got, sum(ends) / 2, atol=1e-6)
 

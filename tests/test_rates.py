@@ -45,6 +45,7 @@ def test_auto_chooses_by_the_end_of_short_trainings():
     settings = Fit(loss="values", batch=20, epochs=4, optimizer=torch.optim.SGD, weight_decay=0, learning_rate="auto")
     fitted = Trainer(settings=settings).fit(seeded(lambda: nn.Linear(3, 1)), line())
     assert "was chosen on a tenth of the training data" in fitted.notes[0]
+    assert "20 steps: " in fitted.notes[0]
     assert fitted.curve[-1][1] < 0.05
     again = Trainer(settings=settings).fit(seeded(lambda: nn.Linear(3, 1)), line())
     assert contents(again.module) == contents(fitted.module)

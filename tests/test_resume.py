@@ -35,7 +35,7 @@ CASES = {
         points(),
         Fit(epochs=6, batch=32, precision=Precision(format="float16"), average=Average(), health=Health(nonfinite="roll back", every=3)),
     ),
-    "plateau": (dense, points(), Fit(epochs=6, batch=32, optimizer="sgd", schedule="plateau", stop=Stop(patience=4, every=0.5))),
+    "plateau": (dense, points(), Fit(epochs=6, batch=32, optimizer="sgd", schedule="plateau", stop=Stop(patience=7, every=0.5))),
     "sampled": (
         dense,
         points(),
@@ -70,9 +70,9 @@ def test_a_training_broken_off_in_a_pass_ends_with_the_same_bytes(case, tmp_path
     for until in (2, 7, 11):
         with pytest.raises(Interrupted):
             trainer(settings, tmp_path / "parts", until=until).fit(seeded(build), view)
-    torch.manual_seed(99)
+    other = seeded(build, 5)
     state = torch.get_rng_state()
-    parts = trainer(settings, tmp_path / "parts").fit(seeded(build, 5), view)
+    parts = trainer(settings, tmp_path / "parts").fit(other, view)
     assert torch.equal(torch.get_rng_state(), state)
     assert contents(parts.module) == contents(whole.module)
     assert (parts.curve, parts.looks, parts.ended, parts.findings) == (whole.curve, whole.looks, whole.ended, whole.findings)
@@ -91,7 +91,7 @@ def test_a_loader_is_taken_up_in_the_middle_of_its_pass(tmp_path):
 
 def work(folder: str, done: str) -> None:
     """Trains in a process of its own; says the digest of what came out."""
-    settings = Fit(epochs=15, batch=16, learning_rate=0.01, average=Average())
+    settings = Fit(epochs=6, batch=16, learning_rate=0.01, average=Average())
     log = Log(Path(folder) / "log.jsonl")
     fitted = Trainer(settings=settings, checkpoints=Checkpoints(folder=Path(folder) / "c", steps=3), watch=log).fit(seeded(dense), points())
     Path(done).write_text(hashlib.sha256(repr(contents(fitted.module)).encode()).hexdigest())
@@ -137,7 +137,7 @@ def _bytes_after(tmp_path, kills):
         attempt += 1
         hits += killed(tmp_path / f"run{attempt}", found, kills - hits, seed=attempt)
         assert found.read_text() == want
-        assert [r.step for r in read(tmp_path / f"run{attempt}" / "log.jsonl")] == list(range(1, 136))
+        assert [r.step for r in read(tmp_path / f"run{attempt}" / "log.jsonl")] == list(range(1, 55))
         found.unlink()
     return hits
 

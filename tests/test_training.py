@@ -47,7 +47,21 @@ def _main(*words):
 
 
 def test_train_a_network_of_one_s_own(own, capsys):
-    words = ["train", f"{own}/mine.py:model", "--data", own / "data.npz", "--run", own / "run", "--epochs", 5, "--batch", 20, "--json"]
+    words = [
+        "train",
+        f"{own}/mine.py:model",
+        "--data",
+        own / "data.npz",
+        "--run",
+        own / "run",
+        "--epochs",
+        5,
+        "--batch",
+        20,
+        "--lr",
+        0.02,
+        "--json",
+    ]
     assert _main(*words) == 0
     told = capsys.readouterr()
     found = json.loads(told.out)
@@ -58,7 +72,7 @@ def test_train_a_network_of_one_s_own(own, capsys):
     records = read(own / "run" / "log.jsonl")
     assert [r.step for r in records] == list(range(1, 51))
     page = (own / "run" / "curves.html").read_text()
-    assert "global batch 20, learning rate 0.002 at its highest, a schedule of 50 optimizer steps" in page
+    assert "global batch 20, learning rate 0.02 at its highest, a schedule of 50 optimizer steps" in page
     assert page.count("<svg") == 3
     module = torch.export.load(own / "run" / "model.pt2").module()
     right = (module(torch.from_numpy(points(200).inputs[0])).argmax(1).numpy() == points(200).labels).mean()

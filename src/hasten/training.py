@@ -61,7 +61,7 @@ class Job:
     tensorboard: bool = False
 
 
-def train(job: Job, settings: Fit, *, stream: IO[str] = sys.stderr) -> dict[str, Any]:
+def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str, Any]:
     """Trains, writes the run folder, and says what came out.
 
     Raises:
@@ -71,7 +71,7 @@ def train(job: Job, settings: Fit, *, stream: IO[str] = sys.stderr) -> dict[str,
     torch.manual_seed(settings.seed)
     view, validation, of = _data(job, settings)
     module = _network(job)
-    watch = [Log(job.run / "log.jsonl"), Line(stream)]
+    watch = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr)]
     if job.tensorboard:
         watch.append(TensorBoard(job.run / "tensorboard"))
     trainer = Trainer(

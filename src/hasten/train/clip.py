@@ -44,16 +44,18 @@ class Clip:
             raise UsageError(f"clip must be above 0, got {self.at}")
 
     def __call__(self, weights: Sequence[nn.Parameter]) -> float:
-        """Clips the gradients in place; the global norm that they had before."""
-        if self.by == "norm":
-            return nn.utils.clip_grad_norm_(weights, self.at).item()
+        """Clips the gradients in place; the global norm that they had before. Where that is not finite they stay as they are."""
         held = [w for w in weights if w.grad is not None]
-        norm = nn.utils.get_total_norm([w.grad for w in held if w.grad is not None]).item()
-        if self.by == "value":
+        norm = nn.utils.get_total_norm([w.grad for w in held if w.grad is not None])
+        if not bool(torch.isfinite(norm)):
+            return norm.item()
+        if self.by == "norm":
+            nn.utils.clip_grads_with_norm_(held, self.at, norm)
+        elif self.by == "value":
             nn.utils.clip_grad_value_(held, self.at)
         else:
             _adaptive(held, self.at)
-        return norm
+        return norm.item()
 
 
 @torch.no_grad()

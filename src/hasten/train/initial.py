@@ -42,11 +42,10 @@ def initialized(module: nn.Module, scheme: Scheme, *, seed: int = 0) -> nn.Modul
     made = copy.deepcopy(module)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
-        for layer in made.modules():
-            if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
-                _draw(layer, scheme)
-                if layer.bias is not None:
-                    layer.bias.zero_()
+        for layer in [m for m in made.modules() if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]:
+            _draw(layer, scheme)
+            if layer.bias is not None:
+                layer.bias.zero_()
     return made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _SMOOTH = 0.9
 _KEPT_BACK = 0.1  # of the training data, for judging
 _FEWEST = 20  # examples that can be parted
 _SHORTEST = 20  # steps of a first comparison
+_MOST = 12  # rates in a comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class RangeTest:
     Args:
         rates: tried, rising.
         losses: at each, smoothed.
-        suggested: where the loss fell fastest, or None where it never fell.
+        suggested: a tenth of the rate at the least loss, or None where the loss did not clearly fall.
     """
 
     rates: tuple[float, ...]
@@ -94,7 +96,7 @@ def range_test(trainer: Trainer, module: nn.Module, view: View, *, low: float = 
     except Diverged:
         if not losses:
             raise
-    return RangeTest(rates=tuple(rates), losses=tuple(losses), suggested=_steepest(rates, losses))
+    return RangeTest(rates=tuple(rates), losses=tuple(losses), suggested=_below_the_least(rates, losses))
 
 
 def choose(trainer: Trainer, module: nn.Module, view: View | Iterable[Any]) -> Fitted:
@@ -103,6 +105,7 @@ def choose(trainer: Trainer, module: nn.Module, view: View | Iterable[Any]) -> F
     A range test and the optimizer's usual rate give the middles; around each, factors of 3 to both sides are tried by
     successive halving: every candidate trains to the end of a schedule of its own, a sixteenth of the steps at first, on
     nine tenths of the training data; the better half by the loss on the last tenth goes on with four times the steps.
+    Where the best lies at the end of what was tried, factors of 3 go on from there.
 
     Raises:
         UsageError: the data is a stream, has fewer than 20 examples, or torch's scheduler holds the rate.
@@ -120,19 +123,30 @@ def choose(trainer: Trainer, module: nn.Module, view: View | Iterable[Any]) -> F
     usual = USUAL.get(trainer.settings.optimizer, _USUAL_ELSE) if isinstance(trainer.settings.optimizer, str) else _USUAL_ELSE
     suggested = range_test(trainer, module, part).suggested
     middles = [usual] if suggested is None else [usual, suggested]
-    candidates = sorted({float(f"{middle * factor:.2g}") for middle in middles for factor in (1 / 9, 1 / 3, 1, 3)})
+    candidates = sorted({float(f"{middle * factor:.2g}") for middle in middles for factor in (1 / 3, 1, 3)})
     planned = trainer.settings.steps(len(view))
-    steps, told = max(_SHORTEST, planned // 16), []
+    steps, told = min(planned, max(_SHORTEST, planned // 16)), []
     while len(candidates) > 1:
-        losses = {rate: _judged(trainer, module, part, judge, rate=rate, steps=min(steps, planned)) for rate in candidates}
-        told.append(f"{min(steps, planned)} steps: " + ", ".join(f"{rate:g} → {loss:.4g}" for rate, loss in losses.items()))
-        ranked = sorted(candidates, key=lambda rate: losses[rate])
-        candidates = sorted(ranked[: 1 if steps >= planned else max(1, len(ranked) // 2)])
-        steps *= 4
+        losses = {rate: _judged(trainer, module, part, judge, rate=rate, steps=steps) for rate in candidates}
+        while (beyond := _beyond(losses)) is not None:
+            losses[beyond] = _judged(trainer, module, part, judge, rate=beyond, steps=steps)
+        told.append(f"{steps} steps: " + ", ".join(f"{rate:g} → {losses[rate]:.4g}" for rate in sorted(losses)))
+        ranked = sorted(losses, key=losses.__getitem__)
+        candidates = sorted(ranked[: 1 if steps >= planned else max(1, len(candidates) // 2)])
+        steps = min(planned, 4 * steps)
     settings = replace(trainer.settings, learning_rate=candidates[0])
     fitted = replace(trainer, settings=settings).fit(module, view)
     note = f"the learning rate {candidates[0]:g} was chosen on a tenth of the training data; loss there after {'; '.join(told)}"
     return replace(fitted, notes=(note, *fitted.notes))
+
+
+def _beyond(losses: dict[float, float]) -> float | None:
+    """The rate to try next, a factor of 3 beyond the best where that is the first or the last of them; at most `_MOST` in all."""
+    best, rates = min(losses, key=losses.__getitem__), sorted(losses)
+    if not math.isfinite(losses[best]) or len(rates) >= _MOST:
+        return None
+    following = {rates[0]: best / 3, rates[-1]: best * 3}.get(best)
+    return None if following is None else float(f"{following:.2g}")
 
 
 def _judged(trainer: Trainer, module: nn.Module, part: View, judge: View, *, rate: float, steps: int) -> float:
@@ -154,11 +168,10 @@ def _short(steps: int) -> dict[str, Any]:
     return {"stop": Stop(steps=steps, every=1e9), "health": Health()}
 
 
-def _steepest(rates: list[float], losses: list[float]) -> float | None:
-    """The rate at the middle of the steepest fall of the loss over the logarithm of the rate, before the least loss."""
-    least = losses.index(min(losses))
-    window = max(3, len(losses) // 10)
-    falls = [(losses[i + window] - losses[i], i) for i in range(max(0, least - window + 1))]
-    if not falls or min(falls)[0] >= 0:
+def _below_the_least(rates: list[float], losses: list[float]) -> float | None:
+    """A tenth of the rate at the least loss, where that is clearly below what the loss was in the first tenth."""
+    begun = losses[: max(3, len(losses) // 10)]
+    least = min(losses)
+    if least >= fmean(begun) - 2 * stdev(begun):
         return None
-    return rates[min(falls)[1] + window // 2]
+    return rates[losses.index(least)] / 10

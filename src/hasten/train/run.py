@@ -216,21 +216,21 @@ class Run:
             put_buffers(self.module, buffers)
         with torch.enable_grad():
             born = birthplace(self.module, inputs, lambda: self._loss_again(index, inputs))
-        told = f"got a loss of {loss} with a gradient of norm {norm} {at}; it comes from {born}"
+        told, origin = f"got a loss of {loss} with a gradient of norm {norm} {at}", f"it comes from {born}"
         self._sick += 1
         if health.nonfinite == "raise" or self._sick > health.most:
             raise Diverged(
                 f"the loss and its gradient must stay finite, {told}; "
-                f"lower learning_rate ({self.settings.highest:g}) or look for NaN in the data"
+                f"lower learning_rate ({self.settings.highest:g}) or look for NaN in the data: {origin}"
             )
         if health.nonfinite == "skip":
-            self.notes.append(f"a step was skipped: {told}")
+            self.notes.append(f"a step was skipped: {told}; {origin}")
             return
         assert self._kept is not None
         sick, slower, notes = self._sick, self._slower / 2, self.notes
         self.load(copy.deepcopy(self._kept))
         self._sick, self._slower = sick, slower
-        self.notes = [*notes, f"went back to step {self.step} and to {slower:g} of the learning rate: {told}"]
+        self.notes = [*notes, f"went back to step {self.step} and to {slower:g} of the learning rate: {told}; {origin}"]
 
     def _loss_again(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         inputs = tuple(self.settings.precision.laid_out(a) for a in inputs)
