@@ -1,18 +1,17 @@
 """What the training loop costs beside a bare one written by hand, and what a DataLoader loop costs: 784-128-64-10, batch 128.
 
 One round is one pass of each loop over random images, in turning order; the ratio of each round is one sample. The bare loop and
-hasten's take the same steps to the same bytes, which is checked. Run: python benchmarks/loop_overhead.py [--quick] [--json FILE]
+hasten's take the same steps to the same bytes, which is checked. Run: python benchmarks/loop_overhead.py [--quick] [--json] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
@@ -61,12 +60,8 @@ def loader(x: torch.Tensor, y: torch.Tensor) -> nn.Module:
     return network
 
 
-def main() -> None:
-    """Prints seconds and ratios with their spread over rounds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Times a pass of each loop, in turning order."""
     examples, rounds = (6_000, 3) if options.quick else (60_000, 8)
     rng = np.random.default_rng(0)
     view = View(inputs=(rng.random((examples, 1, 28, 28), dtype=np.float32),), labels=rng.integers(0, 10, examples))
@@ -79,21 +74,25 @@ def main() -> None:
     same = all(torch.equal(a, b) for a, b in zip(loops["bare"]().parameters(), loops["hasten"]().parameters(), strict=True))
     took: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds):
-        names = list(loops)[number % 3 :] + list(loops)[: number % 3]
-        for name in names:
+        for name in list(loops)[number % 3 :] + list(loops)[: number % 3]:
             began = time.perf_counter()
             loops[name]()
             took[name].append(time.perf_counter() - began)
-    found = {"machine": machine.facts(), "examples": examples, "rounds": rounds, "batch": BATCH, "same_bytes": same, "loops": {}}
-    print(f"{examples} examples, batch {BATCH}, {rounds} rounds, {torch.get_num_threads()} threads; same bytes as the bare loop: {same}")
+    rows = []
     for name, seconds in took.items():
         ratios = [s / b for s, b in zip(seconds, took["bare"], strict=True)]
         spread = statistics.stdev(ratios)
-        found["loops"][name] = {"seconds": statistics.median(seconds), "ratio": statistics.fmean(ratios), "spread": spread}
-        print(f"{name:12} {statistics.median(seconds):7.3f} s, {statistics.fmean(ratios):.3f} ± {spread:.3f} of the bare loop's time")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        rows.append({"name": name, "pass_s": statistics.median(seconds), "ratio": statistics.fmean(ratios), "ratio_sd": spread})
+    return {"examples": examples, "batch": BATCH, "rounds": rounds, "threads": torch.get_num_threads(), "same_bytes": same, "loops": rows}
+
+
+def show(found: dict[str, Any]) -> None:
+    """A line per loop."""
+    print(f"{found['examples']} examples, batch {BATCH}, {found['rounds']} rounds, {found['threads']} threads")
+    print(f"same bytes as the bare loop: {found['same_bytes']}")
+    for row in found["loops"]:
+        print(f"{row['name']:12} {row['pass_s']:7.3f} s a pass, {row['ratio']:.3f} ± {row['ratio_sd']:.3f} of the bare loop's time")
 
 
 if __name__ == "__main__":
-    main()
+    machine.run("loop_overhead", measure, show)

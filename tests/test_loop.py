@@ -305,9 +305,41 @@ def test_a_loader_trains_like_the_data_in_memory():
     whole = fit(seeded(plain), view, settings=settings)
     streamed = Trainer(settings=replace(settings, batch=128)).fit(seeded(plain), DataLoader(dataset, batch_size=128))
     assert [loss for _, loss in streamed.curve] == pytest.approx([loss for _, loss in whole.curve], rel=1e-4)
-    endless = (batch for batch in [])
     with pytest.raises(DataRefused, match="the stream must give batches, got none"):
-        Trainer(settings=BASE).fit(seeded(plain), endless)
+        Trainer(settings=BASE).fit(seeded(plain), [])
+    with pytest.raises(UsageError, match=r"must begin anew for every pass, got an iterator \(generator\)"):
+        Trainer(settings=BASE).fit(seeded(plain), (batch for batch in dataset))
+
+
+def test_arrays_train_like_their_view():
+    view = points()
+    pair = (view.inputs[0], view.labels)
+    found = Trainer(settings=BASE, validation=pair).fit(seeded(plain), pair)
+    assert contents(found.module) == contents(fit(seeded(plain), view, settings=BASE).module)
+    assert len(found.looks) == 3
+
+
+def test_a_view_on_disk_that_does_not_fit_is_read_from_there(tmp_path, monkeypatch):
+    points().save(tmp_path)
+    view = View.load(tmp_path)
+    monkeypatch.setattr("hasten.train.loop.room_bytes", lambda: 10)
+    monkeypatch.setattr("hasten.train.loop.np.array", lambda values: pytest.fail("it was read whole"))
+    assert contents(fit(seeded(plain), view, settings=BASE).module) == contents(fit(seeded(plain), points(), settings=BASE).module)
+
+
+def test_a_stream_refuses_what_needs_single_examples():
+    batches = [(torch.zeros(4, 6), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(UsageError, match="this is a stream; give a View"):
+        Trainer(settings=replace(BASE, balance="sampling")).fit(seeded(plain), batches)
+
+    class Endless:
+        def __iter__(self):
+            while True:
+                yield batches[0]
+
+    with pytest.raises(UsageError, match=r"needs stop=Stop\(steps=…\)"):
+        Trainer(settings=BASE).fit(seeded(plain), Endless())
+    assert len(Trainer(settings=replace(BASE, stop=Stop(steps=5))).fit(seeded(plain), Endless()).curve) == 5
 
 
 def test_frozen_layers_stay_and_rates_scale():

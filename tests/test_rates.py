@@ -10,8 +10,9 @@ from torch import nn
 
 from hasten.core.data import View
 from hasten.core.errors import UsageError
-from hasten.train import Fit, Trainer
+from hasten.train import Checkpoints, Fit, Trainer
 from hasten.train.rates import range_test
+from hasten.train.seeds import over_seeds
 from lessons import contents, dense, draw, plain, points, seeded
 
 
@@ -72,3 +73,17 @@ def test_auto_needs_something_to_judge_by():
 def test_refusals(wrong, words):
     with pytest.raises(UsageError, match=words):
         range_test(Trainer(), seeded(plain), points(), **wrong)
+
+
+def test_seeds_show_their_spread():
+    trainer = Trainer(settings=Fit(epochs=2, batch=32, learning_rate=0.01), validation=points(60, seed=1))
+    found = over_seeds(trainer, dense, points(), seeds=range(3))
+    assert len(set(found.losses)) == 3
+    assert [f.looks[-1] for f in found.fitted] == list(found.losses)
+    assert str(found).startswith("loss ")
+    assert "over 3 seeds" in str(found)
+    assert contents(found.fitted[1].module) == contents(over_seeds(trainer, dense, points(), seeds=(5, 1)).fitted[1].module)
+    with pytest.raises(UsageError, match=r"at least two different seeds, got \[1, 1\]"):
+        over_seeds(trainer, dense, points(), seeds=[1, 1])
+    with pytest.raises(UsageError, match="checkpoints belong to one training"):
+        over_seeds(Trainer(checkpoints=Checkpoints(folder="x")), dense, points(), seeds=[1, 2])

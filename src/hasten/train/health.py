@@ -99,6 +99,27 @@ def layer_norms(module: nn.Module) -> dict[str, Norms]:
     return found
 
 
+@torch.no_grad()
+def layer_activations(module: nn.Module, *inputs: torch.Tensor) -> dict[str, float]:
+    """Root mean square of what each innermost layer gives, in the order of their calls; of several calls the last.
+
+    The network, its statistics and the random state stay. Call it from `Trainer.after_step` to follow a training.
+
+    >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+    >>> net[0].weight.data[:] = -2
+    >>> layer_activations(net, torch.ones(3, 1))
+    {'0': 2.0, '1': 0.0}
+    """
+    found: dict[str, float] = {}
+
+    def note(name: str, outputs: tuple[torch.Tensor, ...]) -> None:
+        found[name] = float(torch.cat([o.flatten() for o in outputs]).float().square().mean().sqrt())
+
+    with kept_buffers(module), torch.random.fork_rng(devices=[]), _hooked(module, note):
+        module(*inputs)
+    return found
+
+
 def birthplace(module: nn.Module, inputs: Sequence[torch.Tensor], loss: Callable[[], torch.Tensor]) -> str:
     """Where the first value that is not finite comes from, on the way forward, else on the way back.
 
@@ -109,7 +130,14 @@ def birthplace(module: nn.Module, inputs: Sequence[torch.Tensor], loss: Callable
     if sick := next((n for n, p in module.named_parameters() if not _finite(p)), None):
         return f"the weights {sick!r}"
     called: list[str] = []
-    with kept_buffers(module), torch.random.fork_rng(devices=[]), torch.no_grad(), _watching(module, called) as born:
+    born: list[str] = []
+
+    def note(name: str, outputs: tuple[torch.Tensor, ...]) -> None:
+        called.append(name)
+        if not all(_finite(o) for o in outputs):
+            born.append(name)
+
+    with kept_buffers(module), torch.random.fork_rng(devices=[]), torch.no_grad(), _hooked(module, note):
         value = loss()
     if born:
         return f"the layer {born[0]!r}"
@@ -123,22 +151,19 @@ def birthplace(module: nn.Module, inputs: Sequence[torch.Tensor], loss: Callable
 
 
 @contextlib.contextmanager
-def _watching(module: nn.Module, called: list[str]) -> Iterator[list[str]]:
-    """The layers in the order of their calls, and those whose outputs are not finite, in that order."""
-    born: list[str] = []
+def _hooked(module: nn.Module, note: Callable[[str, tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
+    """Tells what each innermost layer gives while the block runs."""
 
     def hook(name: str) -> Callable[..., None]:
         def look(_: nn.Module, __: object, outputs: object) -> None:
-            called.append(name)
             parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-            if any(isinstance(o, torch.Tensor) and not _finite(o) for o in parts):
-                born.append(name)
+            note(name, tuple(o for o in parts if isinstance(o, torch.Tensor)))
 
         return look
 
-    hooks = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules() if name and not list(layer.children())]
+    hooks = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules() if not list(layer.children())]
     try:
-        yield born
+        yield
     finally:
         for one in hooks:
             one.remove()

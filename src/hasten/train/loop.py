@@ -9,9 +9,11 @@ import contextlib
 import copy
 import hashlib
 import math
+import os
+import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -23,6 +25,7 @@ from torch import nn
 from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.recipe import Progress
+from hasten.load.data import read
 from hasten.load.examples import room_bytes
 from hasten.train.checkpoint import Checkpoints
 from hasten.train.devices import device_of, seeded
@@ -94,7 +97,7 @@ class Trainer:
 
     Args:
         settings: how to train.
-        validation: data that no gradient sees, looked at every `settings.stop.every` passes.
+        validation: data that no gradient sees, looked at every `settings.stop.every` passes: whatever `load.data.read` takes.
         teacher: gives the outputs to learn from, where the settings need one.
         device: "cpu", "cuda", "cuda:1", "mps" or "xla".
         checkpoints: where the training is put on disk to be taken up again; None for nowhere.
@@ -109,7 +112,7 @@ class Trainer:
     """
 
     settings: Fit = field(default_factory=Fit)
-    validation: View | None = None
+    validation: Any = None
     teacher: nn.Module | None = None
     device: str = "cpu"
     checkpoints: Checkpoints | None = None
@@ -124,12 +127,13 @@ class Trainer:
         if settings.needs_validation and self.validation is None:
             raise UsageError("stopping by patience, or a plateau schedule, needs validation data, got none")
 
-    def fit(self, module: nn.Module, data: View | Iterable[Any]) -> Fitted:
+    def fit(self, module: nn.Module, data: Any) -> Fitted:
         """Trains a copy of `module`; `module` and the teacher stay as they are.
 
         Args:
-            data: a view, held in memory or, where it lies on disk and is too large, read from there batch by batch; or an
-                iterable of batches, such as a DataLoader, with labels last where the loss needs them.
+            data: arrays, (inputs, labels), a file, or a `View` (see `load.data.read`), held in memory or, where a view lies on
+                disk and is too large, read from there batch by batch; or a DataLoader or another iterable of batches that can
+                be begun anew, labels last where the loss needs them.
 
         Raises:
             DataRefused: fewer than two examples, or labels that do not fit the loss or the outputs.
@@ -139,6 +143,7 @@ class Trainer:
                 are of another training.
             RunLocked: another process writes these checkpoints.
         """
+        data = _viewed(data)
         if self.settings.learning_rate == "auto":
             from hasten.train.rates import choose
 
@@ -187,7 +192,7 @@ class Trainer:
             index = probe(settings, inputs)
             shown, teacher = watched(settings.hints, student, teacher, tuple(a[index] for a in inputs))
         aim = objective(settings, shown, teacher, inputs, labels)
-        look = None if self.validation is None else self._look(student, self.validation, place)
+        look = None if self.validation is None else self._look(student, read(self.validation).view, place)
         if not isinstance(data, View):
             _check_stream(settings, stream)
             stream.feed(aim.targets)
@@ -267,6 +272,12 @@ def fit(
     return trainer.fit(module, view)
 
 
+def _viewed(data: Any) -> View | Iterable[Any]:
+    """Data that is there at once as a view; a stream as it is."""
+    whole = isinstance(data, (tuple, Mapping, str, os.PathLike, np.ndarray, torch.Tensor))
+    return read(data).view if whole else data
+
+
 def _check(settings: Fit, view: View) -> None:
     if len(view) < 2:
         raise DataRefused(f"training needs at least 2 examples, got {len(view)}")
@@ -310,7 +321,7 @@ def _chances(labels: torch.Tensor) -> torch.Tensor:
 def _identity(settings: Fit, module: nn.Module, data: Any) -> str:
     """A digest of all that decides the result but the first weights."""
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in module.state_dict().items()]
-    plan = replace(settings, optimizer=getattr(settings.optimizer, "__qualname__", settings.optimizer))  # no address in memory
+    plan = re.sub(r" at 0x[0-9a-f]+", "", str(settings))  # functions show where they lie in memory
     of = data.fingerprint() if isinstance(data, View) else type(data).__qualname__
     return hashlib.sha256(f"{plan}{shapes}{of}".encode()).hexdigest()
 

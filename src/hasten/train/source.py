@@ -86,6 +86,8 @@ class Stream:
     """
 
     def __init__(self, batches: Iterable[Any], device: torch.device, *, labelled: bool) -> None:
+        if iter(batches) is batches:
+            raise UsageError(f"a stream must begin anew for every pass, got an iterator ({type(batches).__name__}); give what makes one")
         self._batches, self._device, self._labelled = batches, device, labelled
         self._targets: Targets | None = None
         self._iterator: Iterator[Any] | None = None
