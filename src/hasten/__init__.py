@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
+    from hasten.train import Fit, Trainer
     from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Applied", "Limit", "Options", "Recipe", "Report", "apply", "load_report", "optimize"]
+__all__ = ["Applied", "Fit", "Limit", "Options", "Recipe", "Report", "Trainer", "apply", "load_report", "optimize"]
 
 _HOMES = {
     "Applied": "hasten.applying",
+    "Fit": "hasten.train",
     "Limit": "hasten.core.report",
     "Options": "hasten.verbs",
     "Recipe": "hasten.core.recipe",
     "Report": "hasten.core.report",
+    "Trainer": "hasten.train",
     "apply": "hasten.applying",
     "load_report": "hasten.verbs",
     "optimize": "hasten.verbs",

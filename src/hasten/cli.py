@@ -107,6 +107,67 @@ def apply(
 
 
 @app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A built-in task, or script.py:name of a network of yours.")],
+    data: Annotated[str | None, typer.Option("--data", help="For a network of yours: a file, a folder or a task.")] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help="Data to look at; a task has its own.")] = None,
+    network: Annotated[str, typer.Option("--network", help="For a task: mlp, small_cnn, resnet20, mobilenet, lstm.")] = "small_cnn",
+    run: Annotated[Path | None, typer.Option("--run", help="Folder; the same command goes on there.")] = None,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 10.0,
+    batch: Annotated[int, typer.Option("--batch", help="Examples per step; 0 for all of them.")] = 128,
+    rate: Annotated[str, typer.Option("--lr", help="Learning rate at its highest, or auto.")] = "0.002",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or sgd.")] = "adamw",
+    schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine, one-cycle, steps, …")] = "linear",
+    warm_up: Annotated[float, typer.Option("--warm-up", help="Share of the steps.")] = 0.2,
+    loss: Annotated[str, typer.Option("--loss", help="classes or values.")] = "classes",
+    stop_loss: Annotated[float | None, typer.Option("--stop-loss", help="End when a pass has a mean loss this low.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="End after this time.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", help="End after so many looks without a gain.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="float32, bfloat16 or float16.")] = "float32",
+    augment: Annotated[str, typer.Option("--augment", help="none or shift.")] = "none",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps or xla.")] = "cpu",
+    target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard as well.")] = False,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Train a network; the run folder takes its curves, its log and the network as model.pt2."""
+    from hasten import training
+    from hasten.train import Fit, Precision, Stop
+
+    settings = Fit(
+        loss=loss,  # type: ignore[arg-type]  # Fit checks the words
+        epochs=epochs,
+        batch=batch or None,
+        learning_rate=_rate(rate),
+        optimizer=optimizer,  # type: ignore[arg-type]
+        schedule=schedule,
+        warm_up=warm_up,
+        augmentation=augment,  # type: ignore[arg-type]
+        precision=Precision(format=precision),  # type: ignore[arg-type]
+        stop=Stop(loss=stop_loss, seconds=seconds, patience=patience),
+        seed=seed,
+    )
+    place = run or Path("runs") / f"train-{Path(model.partition(':')[0]).stem}"
+    job = training.Job(
+        model=model,
+        data=data,
+        validation=validation,
+        network=network,
+        run=place,
+        device=device,
+        target=target,
+        tensorboard=tensorboard,
+    )
+    found = training.train(job, settings)
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        for name, value in found.items():
+            print(f"{name.replace('_', ' '):18} {value}")
+
+
+@app.command()
 def demo(
     task: Annotated[str, typer.Option("--task", help="mnist5k, or fashion_mnist where it is installed.")] = "mnist5k",
     run: Annotated[Path | None, typer.Option("--run", help="Folder; by default runs/demo-TASK.")] = None,
@@ -209,6 +270,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(told(), 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _rate(words: str) -> Any:
+    try:
+        return words if words == "auto" else float(words)
+    except ValueError:
+        raise UsageError(f"--lr must be a number or auto, got {words!r}") from None
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,14 +7,14 @@ operators (see `load.lift`); a step that must know how layers hang together work
 from __future__ import annotations
 
 import copy
-import difflib
-import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
-from hasten.core.errors import UsageError
+from hasten.core.names import check_met, meets
+from hasten.core.names import nearest as nearest
+from hasten.core.names import patterns as patterns
 from hasten.core.network import Network
 from hasten.load.lift import lift
 from hasten.load.lower import quiet
@@ -67,26 +67,6 @@ def named(
         UsageError: where a pattern meets no layer; it names the nearest.
     """
     known = {name: layer for name, layer in module.named_modules() if type(layer) in kinds}
-    everything = [name for name, _ in module.named_modules() if name]
-    for pattern in (*only, *keep):
-        if not fnmatch.filter(everything, pattern):
-            raise UsageError(f"no layer is named {pattern!r}; {nearest(pattern, everything)}")
-    wanted = {name for name in known if not only or _meets(name, only)}
-    return {name: layer for name, layer in known.items() if name in wanted and not _meets(name, keep)}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that name the closest of the known names."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-    return f"the nearest are {', '.join(close)}" if close else "the network has no named layers"
-
-
-def patterns(field: str, value: object) -> None:
-    """Checks a setting that holds patterns of layer names. Raises TypeError on a plain text."""
-    if isinstance(value, str) or not all(isinstance(v, str) for v in value):  # type: ignore[attr-defined]
-        raise TypeError(f"{field} must be a tuple of layer names or patterns, got {value!r}")
-
-
-def _meets(name: str, wanted: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+    check_met((*only, *keep), [name for name, _ in module.named_modules() if name])
+    wanted = {name for name in known if not only or meets(name, only)}
+    return {name: layer for name, layer in known.items() if name in wanted and not meets(name, keep)}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
-from hasten.core.errors import Unsupported
+from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Loss, Space, Stage
 from hasten.train.loop import AfterStep, fit, go_on, trainable
@@ -85,6 +85,8 @@ class Training(Protocol):
 
 def training(step: Training, loss: Loss, **more: Any) -> Fit:
     """How such a step trains. With the loss "original" there are no labels to weigh. Raises UsageError on a bad field."""
+    if step.batch < 2:
+        raise UsageError(f"batch must be at least 2, got {step.batch}")
     return Fit(
         loss=loss,
         epochs=step.epochs,
@@ -109,7 +111,7 @@ def train_further(network: Network, context: Context, settings: Fit, *, after_st
     """
     treatable(network)
     batch = network.fixed_batch or settings.batch
-    if network.fixed_batch and len(context.train) < batch:
+    if network.fixed_batch and len(context.train) < network.fixed_batch:
         raise Unsupported(f"this network takes {batch} examples at once, the training data has {len(context.train)}")
     epochs = settings.epochs * (_SHORT if context.fidelity == "short" else 1.0)
     settings = replace(settings, epochs=epochs, batch=batch, seed=context.seed)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,11 +18,36 @@ from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.train.hints import Watched
 from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.settings import Fit, Hints
+from hasten.train.targets import IGNORED, Targets, as_classes, as_values, class_axis, class_weights
 
-Objective = Callable[[Tensors, torch.Tensor, Tensors], torch.Tensor]
-"""The loss of (outputs, index of the examples, inputs as the network saw them)."""
+Losses = Callable[[Tensors, torch.Tensor, Tensors], torch.Tensor]
 
 _KEPT_BYTES = 1 << 28  # of a teacher's outputs
+_PROBED = 64  # examples that are looked at where batches are single examples
+
+
+def _examples(index: torch.Tensor) -> float:
+    return len(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a network learns. Called with (outputs, index of the examples, inputs as the network saw them) it gives the loss.
+
+    Args:
+        loss: the mean over the targets of a batch.
+        count: how many targets the examples at an index have, weighed as the mean weighs them; parts of a batch add by it.
+        right: the share of (outputs, index) that is right, where the loss is of classes.
+        targets: the labels, or None where the loss needs none.
+    """
+
+    loss: Losses
+    count: Callable[[torch.Tensor], float] = _examples
+    right: Callable[[Tensors, torch.Tensor], float] | None = None
+    targets: Targets | None = None
+
+    def __call__(self, outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
+        return self.loss(outputs, index, seen)
 
 
 def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, inputs: Tensors, labels: Array | None) -> Objective:
@@ -37,7 +62,7 @@ def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, input
     shown = given[: len(given) - hidden]
     lesson = None
     if teacher is not None:
-        lesson = _Teacher(teacher, inputs, index, repeats=settings.augmentation == "none", hidden=hidden)
+        lesson = _Teacher(teacher, inputs, index, repeats=not settings.augment().on, hidden=hidden)
     if lesson is not None and [o.shape for o in lesson.shown] != [o.shape for o in shown]:
         shapes = [[tuple(o.shape) for o in outputs] for outputs in (shown, lesson.shown)]
         raise UsageError(f"a teacher must give outputs of the network's shapes {shapes[0]}, got {shapes[1]}")
@@ -48,7 +73,9 @@ def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, input
 
 def probe(settings: Fit, inputs: Tensors) -> torch.Tensor:
     """The places of one batch from all over the data."""
-    return torch.linspace(0, len(inputs[0]) - 1, min(settings.batch, len(inputs[0]))).long()
+    examples = len(inputs[0])
+    size = settings.size(examples)
+    return torch.linspace(0, examples - 1, size if size > 1 else min(_PROBED, examples)).long()
 
 
 def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: Array | None) -> Objective:
@@ -58,8 +85,8 @@ def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: 
     if labels is None:
         raise DataRefused(f"training with the loss {settings.loss!r} needs labels, got none; learn from the original instead")
     if settings.loss == "values":
-        return _values(settings, _as_values(labels, shown[0]), lesson)
-    return _classes(settings, shown[0], _as_classes(labels, shown[0]), lesson)
+        return _values(settings, Targets(labels, lambda given: as_values(given, shown[0])), lesson)
+    return _classes(settings, shown[0], Targets(labels, lambda given: as_classes(given, shown[0])), lesson)
 
 
 class _Teacher:
@@ -114,7 +141,7 @@ def _hinted(hints: Hints, plain: Objective, teacher: _Teacher) -> Objective:
         pairs = zip(outputs[rest:], teacher(index, seen)[rest:], scales, strict=True)
         return plain(outputs[:rest], index, seen) + hints.weight * torch.stack([distance(*pair) for pair in pairs]).mean()
 
-    return loss
+    return replace(plain, loss=loss)
 
 
 def _original(teacher: _Teacher) -> Objective:
@@ -128,11 +155,11 @@ def _original(teacher: _Teacher) -> Objective:
         parts = [F.mse_loss(outputs[i], goal[i]) / scale for i, scale in zip(learnt, scales, strict=True)]
         return torch.stack(parts).mean()
 
-    return loss
+    return Objective(loss=loss)
 
 
-def _values(settings: Fit, labels: torch.Tensor, teacher: _Teacher | None) -> Objective:
-    scale, distil = _variance(labels), settings.distil
+def _values(settings: Fit, labels: Targets, teacher: _Teacher | None) -> Objective:
+    scale, distil = _variance(labels.values), settings.distil
 
     def loss(outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
         error = F.mse_loss(outputs[0], labels[index])
@@ -140,24 +167,35 @@ def _values(settings: Fit, labels: torch.Tensor, teacher: _Teacher | None) -> Ob
             error = (1 - distil) * error + distil * F.mse_loss(outputs[0], teacher(index, seen)[0])
         return error / scale
 
-    return loss
+    return Objective(loss=loss, targets=labels)
 
 
-def _classes(settings: Fit, shown: torch.Tensor, labels: torch.Tensor, teacher: _Teacher | None) -> Objective:
-    axis, warmth, distil = _class_axis(shown, labels), settings.temperature, settings.distil
+def _classes(settings: Fit, shown: torch.Tensor, labels: Targets, teacher: _Teacher | None) -> Objective:
+    axis, warmth, distil = class_axis(shown, labels.values.shape), settings.temperature, settings.distil
+    weights = class_weights(labels.values, shown.shape[axis], settings.balance)
     rows = _score_rows(shown, axis)
     teacher_rows = rows if teacher is None else _score_rows(teacher.shown[0], axis)
 
     def loss(outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
         scores = rows(outputs[0])
-        hard = F.cross_entropy(scores, labels[index].flatten(), label_smoothing=settings.label_smoothing)
+        hard = F.cross_entropy(scores, labels[index].flatten(), weights, label_smoothing=settings.label_smoothing)
         if teacher is None:
             return hard
         mine = F.log_softmax(scores / warmth, 1)
         theirs = F.log_softmax(teacher_rows(teacher(index, seen)[0]) / warmth, 1)
         return (1 - distil) * hard + distil * warmth**2 * F.kl_div(mine, theirs, log_target=True, reduction="batchmean")
 
-    return loss
+    def count(index: torch.Tensor) -> float:
+        told = labels[index]
+        told = told[told != IGNORED]
+        return float(told.numel() if weights is None else weights[told].sum())
+
+    def right(outputs: Tensors, index: torch.Tensor) -> float:
+        told = labels[index].flatten()
+        found = rows(outputs[0]).argmax(1)[told != IGNORED] == told[told != IGNORED]
+        return float(found.float().mean()) if found.numel() else 1.0
+
+    return Objective(loss=loss, count=count, right=right, targets=labels)
 
 
 def _score_rows(shown: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -170,35 +208,6 @@ def _score_rows(shown: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torc
         return flat.clamp_min(torch.finfo(flat.dtype).tiny).log() if probabilities else flat
 
     return rows
-
-
-def _class_axis(shown: torch.Tensor, labels: torch.Tensor) -> int:
-    return 1 if shown.shape[2:] == labels.shape[1:] else -1
-
-
-def _as_classes(labels: Array, shown: torch.Tensor) -> torch.Tensor:
-    if labels.dtype.kind not in "iub":
-        raise DataRefused(f"the loss 'classes' needs integer labels, got {labels.dtype}")
-    if shown.ndim < 2 or labels.shape[1:] not in (shown.shape[2:], shown.shape[1:-1]):
-        raise DataRefused(
-            "labels must have the shape of the outputs without the classes' axis, "
-            f"got labels {labels.shape} and outputs {('n', *shown.shape[1:])}"
-        )
-    found = torch.from_numpy(labels.astype(np.int64)).to(shown.device)
-    classes = shown.shape[_class_axis(shown, found)]
-    if classes < 2:
-        raise Unsupported("the loss 'classes' needs one output per class, got 1; give the network two, or learn values")
-    if found.min() < 0 or found.max() >= classes:
-        raise DataRefused(f"labels must lie in 0 … {classes - 1}, got {int(found.min())} … {int(found.max())}")
-    return found
-
-
-def _as_values(labels: Array, shown: torch.Tensor) -> torch.Tensor:
-    """(n, …) as the outputs; without this (n,) labels would be spread over (n, 1) outputs into an n × n table."""
-    found = torch.from_numpy(np.array(labels)).to(shown)
-    if found[0].numel() != shown[0].numel():
-        raise DataRefused(f"labels must have as many values as the outputs {tuple(shown.shape)}, got {tuple(found.shape)}")
-    return found.reshape(-1, *shown.shape[1:])
 
 
 def _variance(values: torch.Tensor) -> torch.Tensor:

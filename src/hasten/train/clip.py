@@ -1,0 +1,75 @@
+"""Keeping gradients small: by their global norm, value by value, or by the size of the weights that they change.
+
+Shapes: weights and gradients (units, …): the first axis of a matrix or a kernel counts units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from hasten.core.errors import UsageError
+
+By = Literal["norm", "value", "adaptive"]
+_LEAST = 1e-3  # norm of a unit's weights below which it counts as this: weights that start at zero could not move
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """How gradients are kept small.
+
+    Args:
+        by: "norm": g ← g·min(1, at/‖g‖) with the norm of all gradients together; "value": each value cut to [−at, at];
+            "adaptive": unit by unit g ← g·min(1, at·max(‖w‖, 0.001)/‖g‖).
+        at: > 0; `math.inf` for none. About 0.01 for "adaptive".
+
+    Raises:
+        UsageError: on a value outside its range.
+
+    References:
+        A. Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021, arXiv:2102.06171 (adaptive).
+    """
+
+    by: By = "norm"
+    at: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(By):
+            raise UsageError(f"by must be one of {list(get_args(By))}, got {self.by!r}")
+        if not self.at > 0:
+            raise UsageError(f"clip must be above 0, got {self.at}")
+
+    def __call__(self, weights: Sequence[nn.Parameter]) -> float:
+        """Clips the gradients in place; the global norm that they had before. Where that is not finite they stay as they are."""
+        held = [w for w in weights if w.grad is not None]
+        norm = nn.utils.get_total_norm([w.grad for w in held if w.grad is not None])
+        if not bool(torch.isfinite(norm)):
+            return norm.item()
+        if self.by == "norm":
+            nn.utils.clip_grads_with_norm_(held, self.at, norm)
+        elif self.by == "value":
+            nn.utils.clip_grad_value_(held, self.at)
+        else:
+            _adaptive(held, self.at)
+        return norm.item()
+
+
+@torch.no_grad()
+def _adaptive(weights: Sequence[nn.Parameter], at: float) -> None:
+    for weight in weights:
+        assert weight.grad is not None
+        most = at * _unit_norms(weight).clamp_min(_LEAST)
+        norms = _unit_norms(weight.grad)
+        weight.grad.mul_((most / norms.clamp_min(1e-6)).clamp_max(1.0))
+
+
+def _unit_norms(values: torch.Tensor) -> torch.Tensor:
+    """(units, 1, …); a bias or a scale is one unit per value, as in the paper's code."""
+    if values.ndim < 2:
+        return values.abs()
+    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
+    return norms

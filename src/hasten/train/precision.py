@@ -1,0 +1,119 @@
+"""What a training step computes in and how much it remembers: number formats, layout, checkpointed activations, compilation."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hasten.core.errors import UsageError
+from hasten.core.names import check_met, meets, patterns
+
+Format = Literal["float32", "bfloat16", "float16"]
+_FLOATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What a training step computes in, and what it keeps for the way back. Weights stay in 32 bits.
+
+    Args:
+        format: "bfloat16" and "float16" compute matrix products and convolutions in 16 bits (autocast); with "float16" the
+            loss is scaled, and a step whose scaled gradient overflows is left out.
+        channels_last: 4-D inputs and kernels lie with their channels together.
+        checkpoint: patterns of layers whose inner activations are computed again on the way back in the place of being kept,
+            or a whole number k for every k-th child of the network. Same bytes out, less memory, more time.
+        compile: through `torch.compile`; what that cost is `Fitted.compile_seconds`.
+
+    Raises:
+        UsageError: on a value outside its range.
+
+    References:
+        P. Micikevicius et al., "Mixed Precision Training", 2017, arXiv:1710.03740.
+        T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174.
+    """
+
+    format: Format = "float32"
+    channels_last: bool = False
+    checkpoint: tuple[str, ...] | int = ()
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise UsageError(f"format must be one of {list(get_args(Format))}, got {self.format!r}")
+        if isinstance(self.checkpoint, int):
+            if self.checkpoint < 1:
+                raise UsageError(f"checkpoint must be at least 1 for every k-th child, got {self.checkpoint}")
+        else:
+            patterns("checkpoint", self.checkpoint)
+
+    def cast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """What the way forward runs in."""
+        if self.format == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, _FLOATS[self.format])
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scales the loss where the format is "float16", else does nothing."""
+        return torch.amp.GradScaler(device.type, enabled=self.format == "float16")
+
+    def laid_out(self, values: torch.Tensor) -> torch.Tensor:
+        """The inputs in the layout that was asked for."""
+        return values.contiguous(memory_format=torch.channels_last) if self.channels_last and values.ndim == 4 else values
+
+    @contextlib.contextmanager
+    def prepared(self, module: nn.Module) -> Iterator[Any]:
+        """What is called in the place of `module`, which stays as it is but for its layout after the block."""
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with _checkpointed(self._chosen(module)):
+            yield torch.compile(module) if self.compile else module
+
+    def _chosen(self, module: nn.Module) -> list[nn.Module]:
+        if isinstance(self.checkpoint, int):
+            return [child for i, child in enumerate(module.children(), start=1) if i % self.checkpoint == 0]
+        names = [name for name, _ in module.named_modules() if name]
+        check_met(self.checkpoint, names)
+        return [layer for name, layer in module.named_modules() if name and meets(name, self.checkpoint)]
+
+
+@contextlib.contextmanager
+def _checkpointed(layers: list[nn.Module]) -> Iterator[None]:
+    """The layers recompute their inside on the way back, as long as the block lasts."""
+    inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    outermost = [layer for layer in layers if id(layer) not in inside]
+    for layer in outermost:
+        contexts = functools.partial(_twice, layer)
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
+    try:
+        yield
+    finally:
+        for layer in outermost:
+            del layer.forward  # the attribute in front of the class's own
+
+
+def _twice(layer: nn.Module) -> tuple[Any, Any]:
+    """What the first and the second way forward run in."""
+    return contextlib.nullcontext(), _still(layer)
+
+
+@contextlib.contextmanager
+def _still(layer: nn.Module) -> Iterator[None]:
+    """Batch norms inside, run a second time, do not move their statistics: a step of momentum 0 writes the same bytes."""
+    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    kept = [(m, m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)

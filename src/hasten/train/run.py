@@ -1,0 +1,366 @@
+"""A training under way: one step at a time, its whole state a value that can be put down and taken up again."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hasten.core.errors import Unsupported
+from hasten.train.augment import Augmenter
+from hasten.train.average import Averaged, recalibrate
+from hasten.train.health import Finding, birthplace, copied_buffers, layer_norms, put_buffers
+from hasten.train.layers import optimizer_of, trainable, training_mode
+from hasten.train.objective import Objective
+from hasten.train.outputs import Tensors, outputs_of
+from hasten.train.records import Record
+from hasten.train.schedules import OfTorch
+from hasten.train.settings import Fit
+from hasten.train.source import Source
+
+_RECALIBRATED = 100  # batches, where the optimizer averages by itself
+
+Look = Callable[[], tuple[float, float | None]]
+"""Loss and accuracy on the validation data."""
+
+
+class Diverged(Unsupported):
+    """The loss or its gradient stopped being a finite number."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lesson:
+    """What a run learns from.
+
+    Args:
+        source: of the batches.
+        aim: the loss.
+        generator: of every draw that is ours; the source shares it.
+        look: at the validation data, or None without.
+        examples: in the data, 0 where that is not known.
+    """
+
+    source: Source
+    aim: Objective
+    generator: torch.Generator
+    look: Look | None = None
+    examples: int = 0
+
+
+class Run:
+    """Everything that changes while a network trains.
+
+    Args:
+        module: in training mode after construction; its weights change in place.
+        forward: what is called in its place.
+    """
+
+    def __init__(self, module: nn.Module, forward: Any, lesson: Lesson, settings: Fit, steps: int) -> None:
+        training_mode(module, settings)
+        self.module, self.settings, self.steps = module, settings, steps
+        self.step, self.ended, self.identity = 0, "", ""
+        self.curve: list[tuple[int, float]] = []
+        self.means: list[float] = []  # loss of each finished pass
+        self.looks: list[float] = []
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        self._forward, self._lesson = forward, lesson
+        self._device = next(module.parameters()).device
+        self._weights = trainable(module)
+        self._optimizer = optimizer_of(module, settings)
+        schedule = settings.scheduled()
+        self._scheduler = schedule.factory(self._optimizer) if isinstance(schedule, OfTorch) else None
+        self._scaler = settings.precision.scaler(self._device)
+        self._augmenter = Augmenter(settings.augment(), lesson.examples, lesson.generator)
+        self._average = Averaged(settings.average, module) if settings.average else None
+        self._clip = settings.clipping()
+        self._best: dict[str, torch.Tensor] | None = None
+        self._in_pass: list[float] = []
+        self._slower, self._sick = 1.0, 0
+        self._kept: dict[str, Any] | None = None
+        self._spent, self._since = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """On the clock, over all the times that this training was taken up."""
+        return self._spent + time.monotonic() - self._since
+
+    def advance(self) -> Record:
+        """One step of the optimizer."""
+        health = self.settings.health
+        if health.nonfinite == "roll back" and self.step % health.snapshot == 0:
+            self._kept = copy.deepcopy(self.state())
+        buffers = copied_buffers(self.module) if health.nonfinite != "raise" else None
+        self.step += 1
+        rate = self._set_rate()
+        index, inputs = self._lesson.source.next()
+        loss, norm, layers = self._gradient(index, inputs)
+        overflow = math.isfinite(loss) and not math.isfinite(norm) and self._scaler.is_enabled() and self._scaler.get_scale() > 1
+        if math.isfinite(loss + norm) or overflow:
+            self._scaler.step(self._optimizer)  # plain `step` where the scaler is off
+            self._scaler.update()
+        else:
+            self._mend(loss, norm, index, inputs, buffers)
+        if self._device.type == "xla":
+            _sync_xla()
+        return self._told(rate, loss, norm, layers, len(index))
+
+    def _told(self, rate: float, loss: float, norm: float, layers: dict[str, float], batch: int) -> Record:
+        """What follows a step: schedules, averages, the end of a pass, a look at the validation data."""
+        if self._scheduler is not None and not _on_looks(self._scheduler):
+            self._scheduler.step()
+        if math.isfinite(loss):
+            self.curve.append((self.step, loss))
+            self._in_pass.append(loss)
+        source = self._lesson.source
+        pass_ended = source.done == source.begun
+        if self._average is not None:
+            self._average.look(self.step / self.steps, pass_ended=pass_ended)
+        if pass_ended and self._in_pass:
+            self.means.append(sum(self._in_pass) / len(self._in_pass))
+            self._in_pass = []
+            self.ended = self.ended or self.settings.stop.after_pass(self.means) or ""
+        validation, accuracy = self._look() if self._due() else (None, None)
+        limit = self.settings.stop.seconds
+        if limit is not None and self.seconds >= limit:
+            self.ended = self.ended or f"{limit:g} seconds were over"
+        epoch = self.step / source.per_pass if source.per_pass else float(source.done)
+        return Record(
+            step=self.step,
+            steps=self.steps,
+            batch=batch,
+            epoch=epoch,
+            loss=loss,
+            rate=rate,
+            norm=norm,
+            seconds=self.seconds,
+            validation=validation,
+            accuracy=accuracy,
+            layers=layers,
+        )
+
+    def _set_rate(self) -> float:
+        if self._scheduler is not None:
+            return float(self._optimizer.param_groups[0]["lr"])
+        rate = self.settings.rate(self.step, self.steps, epoch=self._lesson.source.done, looks=tuple(self.looks)) * self._slower
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def _gradient(self, index: torch.Tensor, inputs: Tensors) -> tuple[float, float, dict[str, float]]:
+        """Leaves the clipped gradient in the weights; loss, the norm before, and the norms of the layers if it is time."""
+        aim, parts = self._lesson.aim, torch.tensor_split(torch.arange(len(index)), min(self.settings.accumulate, len(index)))
+        whole, value = aim.count(index) if len(parts) > 1 else 1.0, 0.0
+        self._optimizer.zero_grad()
+        for part in parts:
+            mine, seen = (index, inputs) if len(parts) == 1 else (index[part], tuple(a[part] for a in inputs))
+            share = 1.0 if len(parts) == 1 else aim.count(mine) / whole
+            if share == 0:
+                continue
+            loss = self._loss(mine, seen)
+            if not loss.requires_grad:
+                raise Unsupported("training needs outputs that depend on the parameters, these do not")
+            loss = loss if len(parts) == 1 else loss * share
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            value += loss.item()
+        self._scaler.unscale_(self._optimizer)
+        self._penalize()
+        every = self.settings.health.every
+        norms = layer_norms(self.module) if every and self.step % every == 0 else {}
+        self.findings += self.settings.health.findings(self.step, norms)
+        return value, self._clip(self._weights), {name: one.gradient for name, one in norms.items()}
+
+    def _loss(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
+        augment, aim = self.settings.augment(), self._lesson.aim
+        if augment.needs_images:
+            first = self._augmenter.images(inputs[0], index, self._lesson.source.begun, (self.step - 1) / self.steps)
+            inputs = (first, *inputs[1:])
+        partners, share = self._augmenter.partners(len(index)) if augment.mixup else (None, 1.0)
+        if partners is not None:
+            inputs = (share * inputs[0] + (1 - share) * inputs[0][partners], *inputs[1:])
+        inputs = tuple(self.settings.precision.laid_out(a) for a in inputs)
+        outputs = self._outputs(inputs)
+        if self.settings.precision.format != "float32":
+            outputs = tuple(o.float() if o.is_floating_point() else o for o in outputs)
+        loss = aim(outputs, index, inputs)
+        return loss if partners is None else share * loss + (1 - share) * aim(outputs, index[partners], inputs)
+
+    def _outputs(self, inputs: Tensors) -> Tensors:
+        try:
+            with self.settings.precision.cast(self._device):
+                return outputs_of(self._forward, inputs)
+        except ValueError as why:
+            if "more than 1 value per channel" not in str(why):
+                raise
+            raise Unsupported(
+                f"a batch norm of this network needs more than one value per channel, got batch={len(inputs[0])}; take larger batches"
+            ) from why
+
+    @torch.no_grad()
+    def _penalize(self) -> None:
+        absolute, square = self.settings.penalty
+        for weight in self._weights if absolute or square else ():
+            if weight.ndim >= 2 and weight.grad is not None:
+                weight.grad.add_(weight.sign(), alpha=absolute).add_(weight, alpha=square)
+
+    def _mend(self, loss: float, norm: float, index: torch.Tensor, inputs: Tensors, buffers: dict[str, torch.Tensor] | None) -> None:
+        """What the settings ask for where a value is not finite."""
+        health, at = self.settings.health, f"at step {self.step} of {self.steps}"
+        if buffers is not None:
+            put_buffers(self.module, buffers)
+        with torch.enable_grad():
+            born = birthplace(self.module, inputs, lambda: self._loss_again(index, inputs))
+        told, origin = f"got a loss of {loss} with a gradient of norm {norm} {at}", f"it comes from {born}"
+        self._sick += 1
+        if health.nonfinite == "raise" or self._sick > health.most:
+            raise Diverged(
+                f"the loss and its gradient must stay finite, {told}; "
+                f"lower learning_rate ({self.settings.highest:g}) or look for NaN in the data: {origin}"
+            )
+        if health.nonfinite == "skip":
+            self.notes.append(f"a step was skipped: {told}; {origin}")
+            return
+        assert self._kept is not None
+        sick, slower, notes = self._sick, self._slower / 2, self.notes
+        self.load(copy.deepcopy(self._kept))
+        self._sick, self._slower = sick, slower
+        self.notes = [*notes, f"went back to step {self.step} and to {slower:g} of the learning rate: {told}; {origin}"]
+
+    def _loss_again(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
+        inputs = tuple(self.settings.precision.laid_out(a) for a in inputs)
+        with self.settings.precision.cast(self._device):
+            return self._lesson.aim(outputs_of(self.module, inputs), index, inputs)
+
+    def _due(self) -> bool:
+        """Whether it is time to look at the validation data."""
+        if self._lesson.look is None:
+            return False
+        source, every = self._lesson.source, self.settings.stop.every
+        if not source.per_pass:
+            return source.done == source.begun
+        return self.step == self.steps or int(self.step / source.per_pass / every) > int((self.step - 1) / source.per_pass / every)
+
+    def _look(self) -> tuple[float, float | None]:
+        assert self._lesson.look is not None
+        with self._as_result():
+            loss, accuracy = self._lesson.look()
+            if self.settings.stop.patience is not None and loss < min(self.looks, default=math.inf):
+                self._best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        training_mode(self.module, self.settings)
+        self.looks.append(loss)
+        if self._scheduler is not None and _on_looks(self._scheduler):
+            self._scheduler.step(loss)
+        self.ended = self.ended or self.settings.stop.after_look(self.looks) or ""
+        return loss, accuracy
+
+    def _as_result(self) -> _Swapped:
+        """The network as it would be handed over now, as long as the block lasts."""
+        return _Swapped(self._optimizer, self._average if self._average is not None and self._average.ready else None)
+
+    def finish(self) -> None:
+        """Leaves the weights that are handed over: the best look's, else the average, else the last."""
+        self.module.zero_grad()
+        swapped, average = self._as_result(), self.settings.average
+        if self._best is not None:
+            self.module.load_state_dict(self._best)
+        else:
+            swapped.put()
+        if swapped.changes and (average is None or average.recalibrate):
+            count, per_pass = average.recalibrate if average else _RECALIBRATED, self._lesson.source.per_pass
+            training_mode(self.module, self.settings)
+            recalibrate(self.module, (self._lesson.source.next()[1] for _ in range(min(count, per_pass or count))))
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as tensors, numbers and texts. The tensors are the live ones: copy or write them before the next step."""
+        return {
+            "step": self.step,
+            "ended": self.ended,
+            "curve": ([step for step, _ in self.curve], [loss for _, loss in self.curve]),
+            "means": self.means,
+            "in_pass": self._in_pass,
+            "looks": self.looks,
+            "findings": [(f.step, f.layer, f.what, f.size) for f in self.findings],
+            "notes": self.notes,
+            "weights": dict(self.module.state_dict()),
+            "buffers": dict(self.module.named_buffers()),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "augmenter": self._augmenter.state(),
+            "average": None if self._average is None else self._average.state(),
+            "best": self._best,
+            "source": self._lesson.source.state(),
+            "generator": self._lesson.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+            "slower": self._slower,
+            "sick": self._sick,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave."""
+        self.step, self.ended = state["step"], state["ended"]
+        self.curve = list(zip(*state["curve"], strict=True))
+        self.means, self._in_pass, self.looks = list(state["means"]), list(state["in_pass"]), list(state["looks"])
+        self.findings = [Finding(step=s, layer=n, what=w, size=v) for s, n, w, v in state["findings"]]
+        self.notes = list(state["notes"])
+        self.module.load_state_dict(state["weights"])
+        put_buffers(self.module, state["buffers"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        self._augmenter.load(state["augmenter"])
+        if self._average is not None:
+            self._average.load(state["average"])
+        self._best = state["best"]
+        self._lesson.source.load(state["source"])
+        self._lesson.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self._device)
+        self._slower, self._sick = state["slower"], state["sick"]
+        self._spent, self._since = state["seconds"], time.monotonic()
+
+
+class _Swapped:
+    """Weights as they are handed over: the average in the place of the last, an optimizer that averages in its eval form."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, average: Averaged | None) -> None:
+        self._average = average
+        self._switches = [getattr(optimizer, name, None) for name in ("eval", "train")]  # as Schedule-Free has them
+        self.changes = average is not None or self._switches[0] is not None
+
+    def put(self) -> None:
+        """Puts them in place."""
+        if self._switches[0]:
+            self._switches[0]()
+        if self._average:
+            self._average.swap()
+
+    def __enter__(self) -> None:
+        self.put()
+
+    def __exit__(self, *why: object) -> None:
+        if self._average:
+            self._average.swap()
+        if self._switches[1]:
+            self._switches[1]()
+
+
+def _on_looks(scheduler: Any) -> bool:
+    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def _sync_xla() -> None:
+    import torch_xla
+
+    torch_xla.sync()
