@@ -16,6 +16,7 @@ from hasten.core.data import View
 from hasten.core.errors import BackendMissing, DataRefused, Unsupported, UsageError
 from hasten.train import Augment, Average, Checkpoints, Clip, Diverged, Fit, Health, Precision, Stop, Trainer, fit
 from hasten.train.health import trend
+from hasten.train.loop import _tensors
 from hasten.train.schedules import Linear
 from lessons import contents, dense, draw, image, pictures, plain, points, seeded
 
@@ -133,7 +134,8 @@ def test_threshold_of_the_loss_ends_after_a_pass():
 def test_seconds_end_it():
     fitted = fit(seeded(plain), points(), settings=replace(BASE, epochs=1e6, stop=Stop(seconds=0.05)))
     assert fitted.ended == "0.05 seconds were over"
-    assert fitted.seconds < 5
+    assert fitted.seconds >= 0.05
+    assert len(fitted.curve) < fitted.steps
 
 
 def test_patience_brings_back_the_best_weights():
@@ -323,7 +325,7 @@ def test_a_view_on_disk_that_does_not_fit_is_read_from_there(tmp_path, monkeypat
     points().save(tmp_path)
     view = View.load(tmp_path)
     monkeypatch.setattr("hasten.train.loop.room_bytes", lambda: 10)
-    monkeypatch.setattr("hasten.train.loop.np.array", lambda values: pytest.fail("it was read whole"))
+    assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data, "the file itself"
     assert contents(fit(seeded(plain), view, settings=BASE).module) == contents(fit(seeded(plain), points(), settings=BASE).module)
 
 
@@ -421,6 +423,32 @@ def test_norms_are_recalibrated_for_the_average():
     assert torch.allclose(found[1].running_var, x.var(0), atol=1e-4)
     stale = fit(seeded(dense), view, settings=replace(settings, average=replace(settings.average, recalibrate=0))).module
     assert not torch.allclose(stale[1].running_mean, x.mean(0), atol=1e-5)
+
+
+class Averaging(torch.optim.SGD):
+    """Trains at one place and hands over another, as Schedule-Free does: here 1 beside it."""
+
+    def _move(self, by):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(by)
+
+    def eval(self):
+        self._move(1.0)
+
+    def train(self):
+        self._move(-1.0)
+
+
+def test_an_optimizer_that_averages_is_asked_for_its_result():
+    view, settings = points(128), Fit(epochs=4, batch=128, optimizer=Averaging, learning_rate=0.01)
+    found = Trainer(settings=settings, validation=points(40, seed=1)).fit(seeded(dense), view)
+    last = fit(seeded(dense), view, settings=replace(settings, optimizer=torch.optim.SGD)).module
+    for got, want in zip(found.module.parameters(), last.parameters(), strict=True):
+        assert torch.allclose(got, want + 1, atol=1e-5)
+    x = torch.from_numpy(view.inputs[0])
+    assert torch.allclose(found.module[1].running_mean, found.module[0](x).mean(0), atol=1e-4), "norms fit what is handed over"
 
 
 @pytest.mark.long

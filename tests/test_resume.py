@@ -99,7 +99,7 @@ def work(folder: str, done: str) -> None:
 
 def _started(folder, done):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hasten.train", "lessons"])
+    context.set_forkserver_preload(["hasten.train", "lessons", "torch._dynamo"])  # what an optimizer imports late
     process = context.Process(target=work, args=(str(folder), str(done)))
     process.start()
     return process

@@ -155,18 +155,13 @@ class Run:
 
     def _gradient(self, index: torch.Tensor, inputs: Tensors) -> tuple[float, float, dict[str, float]]:
         """Leaves the clipped gradient in the weights; loss, the norm before, and the norms of the layers if it is time."""
-        aim, parts = self._lesson.aim, torch.tensor_split(torch.arange(len(index)), min(self.settings.accumulate, len(index)))
-        whole, value = aim.count(index) if len(parts) > 1 else 1.0, 0.0
         self._optimizer.zero_grad()
-        for part in parts:
-            mine, seen = (index, inputs) if len(parts) == 1 else (index[part], tuple(a[part] for a in inputs))
-            share = 1.0 if len(parts) == 1 else aim.count(mine) / whole
-            if share == 0:
-                continue
+        value = 0.0
+        for mine, seen, share in self._parts(index, inputs):
             loss = self._loss(mine, seen)
             if not loss.requires_grad:
                 raise Unsupported("training needs outputs that depend on the parameters, these do not")
-            loss = loss if len(parts) == 1 else loss * share
+            loss = loss if share == 1 else loss * share
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             value += loss.item()
         self._scaler.unscale_(self._optimizer)
@@ -175,6 +170,16 @@ class Run:
         norms = layer_norms(self.module) if every and self.step % every == 0 else {}
         self.findings += self.settings.health.findings(self.step, norms)
         return value, self._clip(self._weights), {name: one.gradient for name, one in norms.items()}
+
+    def _parts(self, index: torch.Tensor, inputs: Tensors) -> list[tuple[torch.Tensor, Tensors, float]]:
+        """The batch in parts, each with its share of the targets; those without any are left out."""
+        count = min(self.settings.accumulate, len(index))
+        if count == 1:
+            return [(index, inputs, 1.0)]
+        aim, parts = self._lesson.aim, torch.tensor_split(torch.arange(len(index)), count)
+        whole = aim.count(index)
+        found = [(index[part], tuple(a[part] for a in inputs), aim.count(index[part]) / whole) for part in parts]
+        return [one for one in found if one[2]]
 
     def _loss(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         augment, aim = self.settings.augment(), self._lesson.aim
