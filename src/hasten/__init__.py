@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
+    from hasten.train import optim
     from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Applied", "Limit", "Options", "Recipe", "Report", "apply", "load_report", "optimize"]
+__all__ = ["Applied", "Limit", "Options", "Recipe", "Report", "apply", "load_report", "optim", "optimize"]
 
 _HOMES = {
     "Applied": "hasten.applying",
@@ -27,6 +28,7 @@ _HOMES = {
     "Report": "hasten.core.report",
     "apply": "hasten.applying",
     "load_report": "hasten.verbs",
+    "optim": "hasten.train",
     "optimize": "hasten.verbs",
 }
 
