@@ -18,6 +18,7 @@ from torch import nn
 from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.recipe import Progress
+from hasten.train import optim
 from hasten.train.augment import shift
 from hasten.train.hints import watched
 from hasten.train.objective import Objective, objective, probe
@@ -196,6 +197,9 @@ def _optimizer(weights: list[nn.Parameter], settings: Fit) -> torch.optim.Optimi
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # our kernels are for processors; torch's are the next best where there is no compiler
+    ours = weights[0].device.type == "cpu" and optim.missing() is None
+    sgd, adamw = (optim.SGD, optim.AdamW) if ours else (torch.optim.SGD, torch.optim.AdamW)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        return sgd(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    return adamw(groups, lr=settings.learning_rate, fused=True)

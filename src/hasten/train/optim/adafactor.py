@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import UsageError
 from hasten.train.optim.machine import Group, Optimizer, Options, check_shared
@@ -49,6 +51,7 @@ class Adafactor(Optimizer):
         defaults = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
         super().__init__(params, defaults, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         check_shared({**group, "eps": None})
         self.refuse(group, "fused", "state_dtype")
@@ -60,6 +63,7 @@ class Adafactor(Optimizer):
         if not group["d"] >= 1:
             raise UsageError(f"Clipping threshold d should be >= 1, got {group['d']}")
 
+    @override
     def update(self, group: Group) -> None:
         for p, g, state in self.whole(group):
             if not state:
@@ -79,15 +83,16 @@ class Adafactor(Optimizer):
 
 
 def _rms(t: Tensor) -> float:
-    return torch.linalg.vector_norm(t).item() / max(t.numel(), 1) ** 0.5
+    return torch.linalg.vector_norm(t).item() / math.sqrt(max(t.numel(), 1))
 
 
 def _scaled(g: Tensor, state: dict[str, Any], new: float, least: float) -> Tensor:
     """g/max(√V, least) with V brought up to date; `new` is the weight of this gradient in it."""
     if g.ndim < 2:
-        variance = state["variance"].lerp_(g * g, new)
+        variance: Tensor = state["variance"].lerp_(g * g, new)
         return g * variance.clamp(min=least * least).rsqrt()
-    rows, columns = (state[name].lerp_(_mean_square(g, axis), new) for name, axis in (("row_var", -1), ("col_var", -2)))
+    rows: Tensor = state["row_var"].lerp_(_mean_square(g, -1), new)
+    columns: Tensor = state["col_var"].lerp_(_mean_square(g, -2), new)
     scale = rows.mean(dim=-2, keepdim=True).clamp_(min=least)
     # 1/√V is the product of two vectors; where it stays below 1/least everywhere, V need not be written out
     across, down = (rows / scale).rsqrt_(), columns.rsqrt()
@@ -97,4 +102,5 @@ def _scaled(g: Tensor, state: dict[str, Any], new: float, least: float) -> Tenso
 
 
 def _mean_square(g: Tensor, axis: int) -> Tensor:
-    return torch.linalg.vector_norm(g, dim=axis, keepdim=True).square_().div_(g.shape[axis])
+    norms: Tensor = torch.linalg.vector_norm(g, dim=axis, keepdim=True)
+    return norms.square_().div_(g.shape[axis])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.train.optim.expression import larger, sign, sqrt
 from hasten.train.optim.machine import Elementwise, Group, Kind, Numbers, Options, check
@@ -48,13 +49,16 @@ class Adam(Elementwise):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(params, {**defaults, "decoupled_weight_decay": decoupled_weight_decay}, options)
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         more: dict[str, Kind] = {"max_exp_avg_sq": "square"} if group["amsgrad"] else {}
         return {"exp_avg": "signed", "exp_avg_sq": "square", **more}
 
+    @override
     def flags(self, group: Group) -> dict[str, bool]:
         return {**super().flags(group), "decoupled": group["decoupled_weight_decay"], "amsgrad": group["amsgrad"]}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         beta1, beta2 = (float(beta) for beta in group["betas"])
         step = counters["step"]
@@ -137,20 +141,25 @@ class NAdam(Elementwise):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay}
         super().__init__(params, {**defaults, "decoupled_weight_decay": decoupled_weight_decay}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("momentum_decay value", group["momentum_decay"], within=group["momentum_decay"] >= 0, expected="a number of at least 0")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"exp_avg": "signed", "exp_avg_sq": "square"}
 
+    @override
     def flags(self, group: Group) -> dict[str, bool]:
         return {**super().flags(group), "decoupled": group["decoupled_weight_decay"]}
 
+    @override
     def advance(self, group: Group, counters: Numbers) -> Numbers:
         step = counters["step"] + 1
         return {"step": step, "mu_product": counters["mu_product"] * self._mu(group, step)}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         step, product = counters["step"], counters["mu_product"]
         after = self._mu(group, step + 1)
@@ -167,7 +176,7 @@ class NAdam(Elementwise):
 
     @staticmethod
     def _mu(group: Group, step: float) -> float:
-        return group["betas"][0] * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+        return float(group["betas"][0] * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"])))
 
     @staticmethod
     def rule(x: Any, h: Any) -> None:
@@ -212,9 +221,11 @@ class Lion(Elementwise):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, options)
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"exp_avg": "signed"}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         beta1, beta2 = group["betas"]
         return {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"]}

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import UsageError
 from hasten.train.optim.expression import sqrt
@@ -47,6 +48,7 @@ class Adagrad(Elementwise):
         defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "initial_accumulator_value": initial_accumulator_value}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         for name in ("lr_decay", "initial_accumulator_value"):
@@ -54,16 +56,20 @@ class Adagrad(Elementwise):
         if group["initial_accumulator_value"] and group["state_dtype"] == torch.int8:
             raise UsageError("initial_accumulator_value must be 0 with state_dtype=torch.int8")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"sum": "square"}
 
+    @override
     def takes_sparse(self, group: Group) -> bool:
-        return group["weight_decay"] == 0
+        return bool(group["weight_decay"] == 0)
 
+    @override
     def begin(self, group: Group, name: str, p: Tensor) -> Tensor:
         start = group["initial_accumulator_value"]
         return super().begin(group, name, p).add_(complex(start, start) if p.is_complex() else start)
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         rate = float(group["lr"]) / (1 + (counters["step"] - 1) * group["lr_decay"])
         return {"rate": rate, "eps": group["eps"], "weight_decay": group["weight_decay"]}
@@ -114,6 +120,7 @@ class RMSprop(Elementwise):
         defaults = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "momentum": momentum, "centered": centered}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("momentum value", group["momentum"], within=group["momentum"] >= 0, expected="a number of at least 0")
@@ -121,13 +128,16 @@ class RMSprop(Elementwise):
         if group["centered"] and group["state_dtype"] not in (None, torch.float32):
             raise UsageError("centered needs the difference of two averages, which small numbers do not hold; state_dtype must be None")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         more: dict[str, Kind] = {"momentum_buffer": "signed"} if group["momentum"] > 0 else {}
         return {"square_avg": "square", **more, **({"grad_avg": "signed"} if group["centered"] else {})}
 
+    @override
     def flags(self, group: Group) -> dict[str, bool]:
         return {**super().flags(group), "averages": group["momentum"] > 0, "centered": group["centered"]}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         return {"lr": float(group["lr"])} | {name: group[name] for name in ("alpha", "eps", "weight_decay", "momentum")}
 

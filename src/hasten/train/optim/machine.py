@@ -6,7 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class Optimizer(torch.optim.Optimizer):
         check_shared(group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; with a closure, which computes the gradients, its loss."""
         loss = None
         if closure is not None:
@@ -155,7 +155,6 @@ class Elementwise(Optimizer):
     """An optimizer whose rule treats every element by itself. A subclass gives the rule and what it needs."""
 
     counters: ClassVar[Numbers] = {"step": 0.0}
-    rule: ClassVar[Rule]
 
     def buffers(self, group: Group) -> dict[str, Kind]:
         """The arrays that the rule of this group keeps beside the parameter."""
@@ -163,6 +162,11 @@ class Elementwise(Optimizer):
 
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         """What the rule reads as h.NAME, with the counters of this very step."""
+        raise NotImplementedError
+
+    @staticmethod
+    def rule(x: Any, h: Any) -> None:
+        """The formula, for one element; see `expression.py`."""
         raise NotImplementedError
 
     def flags(self, group: Group) -> dict[str, bool]:
@@ -175,10 +179,12 @@ class Elementwise(Optimizer):
 
     def takes_sparse(self, group: Group) -> bool:
         """Whether a row without a gradient would stay as it is, so that only the others need be looked at."""
+        del group
         return False
 
     def advance(self, group: Group, counters: Numbers) -> Numbers:
         """The counters of the next step."""
+        del group
         return {"step": counters["step"] + 1}
 
     def update(self, group: Group) -> None:
@@ -198,11 +204,8 @@ class Elementwise(Optimizer):
             states = [self.state[p] for p in params]
             counters = self._count(group, dict(zip(self.counters, values, strict=True)), states)
             members = list(zip(params, states, strict=True))
-            rest = {"numbers": self.numbers(group, counters), "flags": self.flags(group), "step": int(counters.get("step", 0))}
-            sparse = [m for m in members if m[0].grad.layout != torch.strided]
-            launch(type(self).rule, group, kinds, [m for m in members if m[0].grad.layout == torch.strided] if sparse else members, **rest)
-            for p, state in sparse:
-                _launch_rows(type(self).rule, group, kinds, p, state, rest)
+            numbers, flags = self.numbers(group, counters), self.flags(group)
+            launch(type(self).rule, group, kinds, members, numbers=numbers, flags=flags, step=int(counters.get("step", 0)))
 
     def _prepare(self, group: Group, kinds: dict[str, Kind], p: Tensor) -> None:
         state = self.state[p]
@@ -253,36 +256,21 @@ def launch(
 ) -> Numbers:
     """Runs a rule once over all members, each a parameter with a gradient and its state; the sums that the rule asks for."""
     rows: dict[tuple[str, ...], list[list[Tensor]]] = {}
-    back: list[tuple[Tensor, Tensor]] = []
+    back: Homeward = []
     for p, state in members:
         row, where = _row(p, state, kinds, back)
         if not row[0].numel():
             continue
         rows.setdefault(where, []).append(row)
     truths = tuple({**flags, "maximize": group["maximize"]}.items())
-    given, sums = list(numbers.values()), {}
+    given = list(numbers.values())
+    sums: Numbers = {}
     for (device, *storages), tensors in rows.items():
         form = Form(rule, tuple(zip(("p", "g", *kinds), storages, strict=True)), tuple(numbers), truths)
         _run(form, group, device, tensors, given, step * 0x61C88647 & 0xFFFFFFFF, sums)
-    for home, value in back:
-        home.copy_(value)
+    for home, where, value in reversed(back):
+        home[where] = value
     return sums
-
-
-def _launch_rows(rule: Rule, group: Group, kinds: Mapping[str, Kind], p: Tensor, state: State, rest: Mapping[str, Any]) -> None:
-    """A step of the rows that a sparse gradient names."""
-    assert p.grad is not None
-    if group["state_dtype"] == torch.int8:
-        raise Unsupported("state_dtype=torch.int8 is not supported with sparse gradients; take torch.bfloat16")
-    g = p.grad.coalesce()
-    where = tuple(g.indices())
-    part = p.detach()[where]
-    part.grad = g.values()
-    kept = {name: state[name][where] for name in kinds}
-    launch(rule, group, kinds, [(part, kept)], **rest)
-    p[where] = part
-    for name, value in kept.items():
-        state[name][where] = value
 
 
 def _run(form: Form, group: Group, device: str, rows: list[list[Tensor]], numbers: list[float], seed: int, sums: Numbers) -> None:
@@ -325,10 +313,16 @@ def _say(why: str) -> None:
     warnings.warn(f"the plain path of the optimizers is taken, which is slower: {why}", RuntimeWarning, stacklevel=2)
 
 
-def _row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], tuple[str, ...]]:
+Homeward = list[tuple[Tensor, Any, Tensor]]
+"""What was computed on a copy: (the tensor, where in it, the new values)."""
+
+
+def _row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> tuple[list[Tensor], tuple[str, ...]]:
     """The flat local tensors of one parameter in the order of the rule, and where and how they are stored."""
     g = p.grad
     assert g is not None
+    if g.layout != torch.strided:
+        p, g, state = _named_rows(p, g.coalesce(), state, kinds, back)
     if type(p) is not torch.nn.Parameter and type(p) is not Tensor:
         g, state = _local_gradient(p, g), {name: local(value) for name, value in state.items()}
         p = local(p)
@@ -349,6 +343,16 @@ def _row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: list[tuple[Te
     return row + scales, tuple(storages)
 
 
+def _named_rows(p: Tensor, g: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> tuple[Tensor, Tensor, State]:
+    """The rows that a sparse gradient names, as dense tensors."""
+    where = tuple(g.indices())
+    part, kept = p.detach()[where], {name: state[name][where] for name in kinds}
+    if any(value.dtype in (torch.int8, torch.uint8) for value in kept.values()):
+        raise Unsupported("state_dtype=torch.int8 is not supported with sparse gradients; take torch.bfloat16")
+    back += [(p, where, part), *((state[name], where, value) for name, value in kept.items())]
+    return part, g.values(), kept
+
+
 def dense(t: Tensor) -> bool:
     """Whether the elements lie side by side in some order of the axes."""
     if t.is_contiguous():
@@ -357,13 +361,13 @@ def dense(t: Tensor) -> bool:
     return t.permute(axes).is_contiguous()
 
 
-def _laid(t: Tensor, p: Tensor, back: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+def _laid(t: Tensor, p: Tensor, back: Homeward | None) -> Tensor:
     """`t` in the order of `p`, itself if it is; where it is not, the copy is brought home afterwards through `back`."""
     if t.is_contiguous() if p.is_contiguous() else t.stride() == p.stride():
         return t
     copy = torch.empty_like(p, dtype=t.dtype).copy_(t)
     if back is not None:
-        back.append((t, copy))
+        back.append((t, ..., copy))
     return copy
 
 
@@ -377,4 +381,4 @@ def _local_gradient(p: Tensor, g: Tensor) -> Tensor:
     module = sys.modules.get("torch.distributed.tensor")
     if module and isinstance(p, module.DTensor) and isinstance(g, module.DTensor) and g.placements != p.placements:
         g = g.redistribute(p.device_mesh, p.placements)
-    return local(g)
+    return cast(Tensor, local(g))

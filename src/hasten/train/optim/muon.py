@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import Unsupported, UsageError
 from hasten.measure import machine as processor
@@ -68,6 +70,7 @@ class Muon(Optimizer):
         steps = {"ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         super().__init__(params, {**defaults, **steps, "adam_betas": adam_betas, "adam_eps": adam_eps, "use_muon": True}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check_betas(group["adam_betas"])
@@ -76,6 +79,7 @@ class Muon(Optimizer):
         if group["adjust_lr_fn"] not in _ADJUST:
             raise UsageError(f"Adjust learning rate function {group['adjust_lr_fn']} is not supported, choose one of {list(_ADJUST)}")
 
+    @override
     def update(self, group: Group) -> None:
         given = [p for p in group["params"] if p.grad is not None]
         matrices = [p for p in given if p.ndim >= 2 and group["use_muon"]]
@@ -121,7 +125,7 @@ def _averaged(x: Any, h: Any) -> None:
 
 def _adjusted(how: str | None, u: Tensor) -> float:
     rows, columns = u.shape
-    return 0.2 * max(rows, columns) ** 0.5 if how == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
+    return 0.2 * math.sqrt(max(rows, columns)) if how == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonal(u: Tensor, steps: int, coefficients: tuple[float, float, float], eps: float) -> Tensor:

@@ -20,8 +20,11 @@ def run(form: Form, arrays: Sequence[Tensor], numbers: Sequence[float], seed: in
     h = SimpleNamespace(**dict(zip(form.numbers, numbers, strict=True)), **flags)
     count = arrays[0].numel()
     piece = PIECE if arrays[0].device.type == "cpu" else max(count, 1)
-    scales = iter(arrays[len(form.arrays) :])
-    stored = [_Array(storage, a, next(scales) if storage in ("signed", "square") else None) for (_, storage), a in zip(form.arrays, arrays)]
+    scales, storages = iter(arrays[len(form.arrays) :]), [storage for _, storage in form.arrays]
+    stored = [
+        _Array(storage, a, next(scales) if storage in ("signed", "square") else None)
+        for storage, a in zip(storages, arrays[: len(storages)], strict=True)
+    ]
     for start in range(0, count, piece):
         x = SimpleNamespace(sums={})
         given = {}

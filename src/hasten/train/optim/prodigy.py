@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import Unsupported, UsageError
 from hasten.train.optim.expression import magnitude, sqrt
@@ -65,6 +66,7 @@ class Prodigy(Optimizer):
         sizes = {"use_bias_correction": use_bias_correction, "d0": d0, "d_coef": d_coef, "growth_rate": growth_rate}
         super().__init__(params, {**defaults, **sizes, "d": d0, "d_max": d0, "d_numerator": 0.0, "k": 0}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         if group["beta3"] is not None:
@@ -73,6 +75,7 @@ class Prodigy(Optimizer):
             check(f"{name} value", group[name], within=group[name] > 0, expected="a number above 0")
         check("growth_rate value", group["growth_rate"], within=group["growth_rate"] > 1, expected="a number above 1")
 
+    @override
     def update_all(self) -> None:
         """Two passes over the tensors: the averages and the two sums, then the step with the new d."""
         lead = self.param_groups[0]

@@ -38,7 +38,7 @@ class SAM(torch.optim.Optimizer):
         self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; the loss at the point where it began."""
         if closure is None:
             raise UsageError("SAM needs a closure that computes the gradients, got none; call step(closure)")

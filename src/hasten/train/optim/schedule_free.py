@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import UsageError
 from hasten.train.optim.expression import sqrt
@@ -23,6 +24,7 @@ class _ScheduleFree(Elementwise):
     counters: ClassVar[Numbers] = {}
     _start: ClassVar[Group] = {"k": 0, "train_mode": True, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("warmup_steps value", group["warmup_steps"], within=group["warmup_steps"] >= 0, expected="a number of at least 0")
@@ -35,7 +37,7 @@ class _ScheduleFree(Elementwise):
         """Makes the parameters the average, to be evaluated and saved. Batch norms then need new statistics."""
         self._switch(training=False)
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One step, in training mode only."""
         if not all(group["train_mode"] for group in self.param_groups):
             raise UsageError("a step needs the optimizer in training mode, it is in evaluation mode; call optimizer.train()")
@@ -54,9 +56,11 @@ class _ScheduleFree(Elementwise):
     def _beta(self, group: Group) -> float:
         raise NotImplementedError
 
+    @override
     def begin(self, group: Group, name: str, p: Tensor) -> Tensor:
         return p.detach().clone(memory_format=torch.preserve_format) if name == "z" else super().begin(group, name, p)
 
+    @override
     def update(self, group: Group) -> None:
         k = group["k"]
         lr = group["scheduled_lr"] = float(group["lr"]) * (min(1.0, (k + 1) / group["warmup_steps"]) if group["warmup_steps"] else 1.0)
@@ -67,6 +71,7 @@ class _ScheduleFree(Elementwise):
         super().update(group)
         group["k"] = k + 1
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         beta = self._beta(group)
         lr, share = group["scheduled_lr"], group["share"]
@@ -107,15 +112,18 @@ class ScheduleFreeSGD(_ScheduleFree):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "r": r}
         super().__init__(params, {**defaults, "weight_lr_power": weight_lr_power, **self._start}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("momentum value", group["momentum"], within=0 < group["momentum"] < 1, expected="a number in (0, 1)")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"z": "weight"}
 
+    @override
     def _beta(self, group: Group) -> float:
-        return group["momentum"]
+        return float(group["momentum"])
 
     @staticmethod
     def rule(x: Any, h: Any) -> None:
@@ -156,16 +164,20 @@ class ScheduleFreeAdamW(_ScheduleFree):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "warmup_steps": warmup_steps, "r": r}
         super().__init__(params, {**defaults, "weight_lr_power": weight_lr_power, **self._start}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("beta parameter at index 0", group["betas"][0], within=group["betas"][0] > 0, expected="a number in (0, 1)")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"z": "weight", "exp_avg_sq": "square"}
 
+    @override
     def _beta(self, group: Group) -> float:
-        return group["betas"][0]
+        return float(group["betas"][0])
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         beta2 = group["betas"][1]
         more = {"beta2": beta2, "correction2": math.sqrt(1 - beta2 ** (group["k"] + 1)), "eps": group["eps"]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import UsageError
 from hasten.train.optim.machine import Elementwise, Group, Kind, Numbers, Options, check
@@ -58,21 +58,26 @@ class SGD(Elementwise):
             options,
         )
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("momentum value", group["momentum"], within=group["momentum"] >= 0, expected="a number of at least 0")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise UsageError("Nesterov momentum requires a momentum and zero dampening")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"momentum_buffer": "signed"} if group["momentum"] != 0 else {}
 
+    @override
     def takes_sparse(self, group: Group) -> bool:
-        return group["momentum"] == 0 and group["weight_decay"] == 0
+        return bool(group["momentum"] == 0 and group["weight_decay"] == 0)
 
+    @override
     def flags(self, group: Group) -> dict[str, bool]:
         return {**super().flags(group), "averages": group["momentum"] != 0, "nesterov": group["nesterov"]}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         first = counters["step"] == 1
         return {
@@ -113,13 +118,16 @@ class Momentum(Elementwise):
     ) -> None:
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         check("beta value", group["beta"], within=0 <= group["beta"] < 1, expected="a number in [0, 1)")
 
+    @override
     def buffers(self, group: Group) -> dict[str, Kind]:
         return {"exp_avg": "signed"}
 
+    @override
     def numbers(self, group: Group, counters: Numbers) -> Numbers:
         return {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
 

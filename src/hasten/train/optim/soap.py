@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.core.errors import UsageError
 from hasten.train.optim.machine import Group, Optimizer, Options, check
@@ -55,6 +56,7 @@ class SOAP(Optimizer):
         sizes = {"precondition_frequency": precondition_frequency, "max_precondition_dim": max_precondition_dim}
         super().__init__(params, {**defaults, **sizes}, options)
 
+    @override
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         self.refuse(group, "fused", "state_dtype")
@@ -65,6 +67,7 @@ class SOAP(Optimizer):
         if isinstance(group["lr"], Tensor) and group["lr"].requires_grad:
             raise UsageError("lr must not require a gradient")
 
+    @override
     def update(self, group: Group) -> None:
         for p, g, state in self.whole(group):
             beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
