@@ -49,22 +49,22 @@ ROWS = {
     "Adam": Row(make=optim.Adam, options={"amsgrad": True}),
     "AdamW": Row(make=optim.AdamW),
     "NAdam": Row(make=optim.NAdam),
-    "Lion": Row(make=optim.Lion, lr=0.01),
+    "Lion": Row(make=optim.Lion, lr=0.04),
     "ScheduleFreeSGD": Row(make=optim.ScheduleFreeSGD, lr=0.2, small=()),
     "ScheduleFreeAdamW": Row(make=optim.ScheduleFreeAdamW, lr=0.1),
     "Prodigy": Row(make=optim.Prodigy, lr=1.0, options={"d0": 1e-3}, small=BF16),
     "Adafactor": Row(make=optim.Adafactor, lr=0.3, kernel=False, small=()),
-    "Muon": Row(make=optim.Muon, options={"weight_decay": 1e-3}, small=BF16),
+    "Muon": Row(make=optim.Muon, lr=0.2, options={"weight_decay": 1e-3}, small=BF16),
     "SOAP": Row(make=optim.SOAP, kernel=False, small=()),
     "SAM": Row(make=sam, lr=0.02, closure=True),
 }
 """Adding an optimizer is one row here."""
 
 
-def network() -> nn.Module:
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     """A few shapes: a convolution, matrices, vectors, one number."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 6), nn.PReLU(), nn.Linear(6, 1))
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 6), nn.PReLU(), nn.Linear(6, 1)).to(dtype)
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, *, start: int = 0, gaps: bool = False) -> None:
     """Steps on one batch after another; with `gaps`, some gradients are None in some steps."""
     for step in range(start, start + steps):
-        x, y = problem(step)
+        x, y = (t.to(next(module.parameters()).dtype) for t in problem(step))
 
         def closure(x: torch.Tensor = x, y: torch.Tensor = y, step: int = step) -> torch.Tensor:
             optimizer.zero_grad()

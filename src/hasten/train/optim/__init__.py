@@ -11,10 +11,7 @@ from hasten.train.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from hasten.train.optim.sgd import SGD, Momentum
 from hasten.train.optim.soap import SOAP
 
-__all__ = [
-    "SAM",
-    "SGD",
-    "SOAP",
+__all__ = [  # noqa: RUF022 - the house sorts by code points
     "Adafactor",
     "Adagrad",
     "Adam",
@@ -25,6 +22,9 @@ __all__ = [
     "NAdam",
     "Prodigy",
     "RMSprop",
+    "SAM",
+    "SGD",
+    "SOAP",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "missing",

@@ -83,7 +83,7 @@ class Adafactor(Optimizer):
 
 
 def _rms(t: Tensor) -> float:
-    return torch.linalg.vector_norm(t).item() / math.sqrt(max(t.numel(), 1))
+    return float(torch.linalg.vector_norm(t)) / math.sqrt(max(t.numel(), 1))
 
 
 def _scaled(g: Tensor, state: dict[str, Any], new: float, least: float) -> Tensor:

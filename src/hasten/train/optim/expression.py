@@ -79,7 +79,7 @@ def _text(operand: Any, element: bool) -> str:
 def sqrt(x: Any) -> Any:
     """The root of an element or a number."""
     if isinstance(x, Symbol):
-        return x.trace.write("std::sqrt({})", x)
+        return x.trace.write("root({})", x)
     return x.sqrt() if isinstance(x, torch.Tensor) else math.sqrt(x)
 
 
@@ -100,7 +100,7 @@ def larger(x: Any, y: Any) -> Any:
 def magnitude(x: Any) -> Any:
     """The absolute value of an element."""
     if isinstance(x, Symbol):
-        return x.trace.write("std::abs({})", x)
+        return x.trace.write("magnitude({})", x)
     return x.abs()
 
 

@@ -6,7 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -126,18 +126,23 @@ class Optimizer(torch.optim.Optimizer):
             if group[name]:
                 raise UsageError(f"{type(self).__name__} has no {name}, got {name}={group[name]}; leave it at None")
 
+    def given(self, group: Group) -> list[Tensor]:
+        """The parameters that have a gradient, which must be dense."""
+        found = [p for p in group["params"] if p.grad is not None]
+        if any(p.grad.layout != torch.strided for p in found):
+            raise Unsupported(f"{type(self).__name__} does not support sparse gradients")
+        return found
+
     def whole(self, group: Group) -> Iterator[tuple[Tensor, Tensor, State]]:
         """Parameters with a gradient, the gradient to descend along, and the state; for rules that look at whole tensors."""
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+        for p in self.given(group):
             for wrong, words in (
                 (p.is_complex(), "complex parameters"),
-                (p.grad.layout != torch.strided, "sparse gradients"),
                 (local(p) is not p, "distributed tensors: its rule looks at whole tensors"),
             ):
                 if wrong:
                     raise Unsupported(f"{type(self).__name__} does not support {words}")
+            assert p.grad is not None
             yield p, -p.grad if group["maximize"] else p.grad, self.state[p]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -185,7 +190,7 @@ class Elementwise(Optimizer):
     def advance(self, group: Group, counters: Numbers) -> Numbers:
         """The counters of the next step."""
         del group
-        return {"step": counters["step"] + 1}
+        return {name: value + 1 for name, value in counters.items()}
 
     def update(self, group: Group) -> None:
         """One step of one group: one launch for all tensors whose counters are the same."""
@@ -205,15 +210,23 @@ class Elementwise(Optimizer):
             counters = self._count(group, dict(zip(self.counters, values, strict=True)), states)
             members = list(zip(params, states, strict=True))
             numbers, flags = self.numbers(group, counters), self.flags(group)
-            launch(type(self).rule, group, kinds, members, numbers=numbers, flags=flags, step=int(counters.get("step", 0)))
+            launch(
+                type(self).rule,
+                group,
+                kinds,
+                members,
+                numbers=numbers,
+                flags=flags,
+                step=int(counters["step"]) if "step" in counters else group["k"],
+            )
 
     def _prepare(self, group: Group, kinds: dict[str, Kind], p: Tensor) -> None:
         state = self.state[p]
-        begun = any(name in state for name in kinds)
+        begun = any(state.get(name) is not None for name in kinds)
         for name, value in self.counters.items():
             state.setdefault(name, torch.tensor(float(begun) if name == "step" else value))
         for name in kinds:
-            if name not in state:
+            if state.get(name) is None:  # torch keeps None where there was no gradient yet
                 state[name] = self.begin(group, name, p)
                 if state[name].dtype in (torch.int8, torch.uint8):
                     state[f"{name}_scale"] = _scales(p)
@@ -231,11 +244,20 @@ class Elementwise(Optimizer):
 
 def empty_buffer(kind: Kind, dtype: torch.dtype | None, p: Tensor) -> Tensor:
     """Zeros for a buffer of `p`."""
-    if kind == "weight" or dtype is None or p.is_complex() or p.dtype == torch.float64:
+    if dtype is not None and (p.is_complex() or p.dtype == torch.float64):
+        raise Unsupported(f"state_dtype needs real parameters of at most single precision, got {p.dtype}; leave it at None")
+    if kind == "weight" or dtype is None:
         return torch.zeros_like(p, memory_format=torch.preserve_format)
     if dtype == torch.int8 and kind == "square":
         dtype = torch.uint8
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _seed(step: int) -> int:
+    """A number of 32 bits that looks random; every element's noise is shifted by it (a finalizer of MurmurHash3)."""
+    h = step * 0x9E3779B9 & 0xFFFFFFFF
+    h = (h ^ (h >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    return h ^ (h >> 13)
 
 
 def _scales(p: Tensor) -> Tensor:
@@ -267,7 +289,7 @@ def launch(
     sums: Numbers = {}
     for (device, *storages), tensors in rows.items():
         form = Form(rule, tuple(zip(("p", "g", *kinds), storages, strict=True)), tuple(numbers), truths)
-        _run(form, group, device, tensors, given, step * 0x61C88647 & 0xFFFFFFFF, sums)
+        _run(form, group, device, tensors, given, _seed(step), sums)
     for home, where, value in reversed(back):
         home[where] = value
     return sums

@@ -81,7 +81,7 @@ class Muon(Optimizer):
 
     @override
     def update(self, group: Group) -> None:
-        given = [p for p in group["params"] if p.grad is not None]
+        given = self.given(group)
         matrices = [p for p in given if p.ndim >= 2 and group["use_muon"]]
         self._step_matrices(group, matrices)
         self._step_rest(group, [p for p in given if not (p.ndim >= 2 and group["use_muon"])])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from hasten.train.optim.source import BLOCK, Form
+from hasten.train.optim.source import BLOCK, LEVELS, ODD, Form
 
 PIECE = 1 << 16  # elements; 256 kB in float32, a multiple of BLOCK
 _MASK = 0xFFFFFFFF
@@ -22,7 +22,7 @@ def run(form: Form, arrays: Sequence[Tensor], numbers: Sequence[float], seed: in
     piece = PIECE if arrays[0].device.type == "cpu" else max(count, 1)
     scales, storages = iter(arrays[len(form.arrays) :]), [storage for _, storage in form.arrays]
     stored = [
-        _Array(storage, a, next(scales) if storage in ("signed", "square") else None)
+        _Array(storage, a, next(scales) if storage in LEVELS else None)
         for storage, a in zip(storages, arrays[: len(storages)], strict=True)
     ]
     for start in range(0, count, piece):
@@ -36,8 +36,8 @@ def run(form: Form, arrays: Sequence[Tensor], numbers: Sequence[float], seed: in
         form.rule(x, h)
         for order, ((name, storage), a) in enumerate(zip(form.arrays, stored, strict=True)):
             value = getattr(x, name)
-            if value is not given[name] or storage in ("signed", "square"):
-                a.store(slice(start, start + piece), value, None if name == "p" else seed + order)
+            if value is not given[name] or storage in LEVELS:
+                a.store(slice(start, start + piece), value, None if name == "p" else (order, seed))
         for name, value in x.sums.items():
             sums[name] = sums.get(name, 0.0) + value.sum(dtype=torch.float64).item()
 
@@ -52,17 +52,16 @@ class _Array:
         data = self.data[where]
         if self.scale is None:
             return data.float() if data.dtype in (torch.bfloat16, torch.float16) else data
-        levels = 127 if self.storage == "signed" else 255
-        value = data.float() * _spread(self._scales(where), len(data)) / levels
+        value = data.float() * _spread(self._scales(where) / LEVELS[self.storage], len(data))
         return value if self.storage == "signed" else value * value
 
-    def store(self, where: slice, value: Tensor, seed: int | None) -> None:
+    def store(self, where: slice, value: Tensor, noise: tuple[int, int] | None) -> None:
         if self.scale is not None:
-            assert seed is not None
-            self._pack(where, value, seed)
-        elif self.storage == "bfloat16" and seed is not None:
+            assert noise is not None
+            self._pack(where, value, noise)
+        elif self.storage == "bfloat16" and noise is not None:
             bits = value.float().view(torch.int32).long() & _MASK
-            more = _noise(where.start, len(value), seed, value.device)
+            more = _noise(where.start, len(value), *noise, value.device)
             narrow = (((bits + more) & 0xFFFF0000) ^ 0x80000000) - 0x80000000
             rounded = narrow.to(torch.int32).view(torch.float32)
             self.data[where].copy_(torch.where(value.isfinite(), rounded, value))
@@ -73,13 +72,13 @@ class _Array:
         assert self.scale is not None
         return self.scale[where.start // BLOCK : -(-min(where.stop, len(self.data)) // BLOCK)]
 
-    def _pack(self, where: slice, value: Tensor, seed: int) -> None:
-        levels = 127 if self.storage == "signed" else 255
+    def _pack(self, where: slice, value: Tensor, noise: tuple[int, int]) -> None:
+        levels = LEVELS[self.storage]
         blocks = torch.nn.functional.pad(value.abs(), (0, -len(value) % BLOCK)).view(-1, BLOCK)
         peak = blocks.amax(dim=1)
         scale = (peak.sqrt() if self.storage == "square" else peak) + (blocks * 0).sum(dim=1)
         grid = _spread(torch.where(scale > 0, levels / scale, 0.0), len(value))
-        u = _noise(where.start, len(value), seed, value.device) / 65536.0
+        u = _noise(where.start, len(value), *noise, value.device) / 65536.0
         level = torch.floor((value.sqrt() if self.storage == "square" else value) * grid + u.to(value.dtype))
         least = (value > 0).to(value.dtype) if self.storage == "square" else torch.full_like(value, -127.0)
         level = torch.minimum(torch.maximum(level, least), torch.full_like(value, levels))
@@ -91,8 +90,6 @@ def _spread(scales: Tensor, count: int) -> Tensor:
     return scales.repeat_interleave(BLOCK)[:count]
 
 
-def _noise(start: int, count: int, seed: int, device: torch.device) -> Tensor:
-    """16 random bits for each element: the hash that `source.py` writes in C++."""
-    h = ((torch.arange(start, start + count, device=device) + seed) & _MASK) * 0x9E3779B9 & _MASK
-    h = (h ^ (h >> 16)) * 0x85EBCA6B & _MASK
-    return (h ^ (h >> 13)) & 0xFFFF
+def _noise(start: int, count: int, order: int, seed: int, device: torch.device) -> Tensor:
+    """16 random bits for each element, as `source.py` writes them."""
+    return ((torch.arange(start, start + count, device=device) * ODD[order % 4] + seed) & _MASK) >> 16

@@ -121,7 +121,7 @@ class Prodigy(Optimizer):
         return launch(_gathered, group, _ALL, members, numbers=numbers, flags=flags, step=group["k"] + 1)
 
     def _members(self, group: Group) -> list[tuple[Tensor, dict[str, Any]]]:
-        return [(p, self.state[p]) for p in group["params"] if p.grad is not None]
+        return [(p, self.state[p]) for p in self.given(group)]
 
 
 def _gathered(x: Any, h: Any) -> None:

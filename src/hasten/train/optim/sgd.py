@@ -20,7 +20,7 @@ class SGD(Elementwise):
     Args:
         params: parameters, named parameters or groups, as in torch.
         lr: ≥ 0.
-        momentum: ≥ 0; without it there is no state.
+        momentum: ≥ 0; without it nothing but the steps is counted.
         dampening: part of the gradient left out of the average.
         weight_decay: ≥ 0.
         nesterov: needs momentum > 0 and no dampening.

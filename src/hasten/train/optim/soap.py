@@ -89,7 +89,8 @@ class SOAP(Optimizer):
         _observe(g, state, beta)
         for axis in range(p.ndim):
             if f"gram_{axis}" in state:
-                state[f"basis_{axis}"] = torch.linalg.eigh(state[f"gram_{axis}"])[1].flip(1)
+                gram = state[f"gram_{axis}"]  # of what is not finite there are no eigenvectors, and it shall show
+                state[f"basis_{axis}"] = torch.linalg.eigh(gram)[1].flip(1) if gram.isfinite().all() else gram * math.nan
 
     def _step(self, group: Group, p: Tensor, g: Tensor, state: dict[str, Any]) -> None:
         (beta1, beta2), step, lr = group["betas"], state["step"].item(), float(group["lr"])
