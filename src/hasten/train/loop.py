@@ -30,6 +30,7 @@ AfterStep = Callable[[nn.Module, int, int], bool | None]
 """What is done with (the network in training, step, steps planned) after a step; True ends the training."""
 
 _SHIFT_PIXELS = 2
+_LARGE = 1_000_000
 
 
 class Diverged(Unsupported):
@@ -197,8 +198,9 @@ def _optimizer(weights: list[nn.Parameter], settings: Fit) -> torch.optim.Optimi
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # our kernels are for processors; torch's are the next best where there is no compiler
-    ours = weights[0].device.type == "cpu" and optim.missing() is None
+    # on a processor our kernels win where memory decides; below that, what torch does before its kernel is shorter
+    large = sum(p.numel() for p in weights) >= _LARGE
+    ours = large and weights[0].device.type == "cpu" and optim.missing() is None
     sgd, adamw = (optim.SGD, optim.AdamW) if ours else (torch.optim.SGD, torch.optim.AdamW)
     if settings.optimizer == "sgd":
         return sgd(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, fused=True)

@@ -24,6 +24,7 @@ State = dict[str, Any]
 Group = dict[str, Any]
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_ONE = torch.tensor(1.0)  # a number would be made a tensor once for each parameter
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -148,6 +149,8 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but buffers keep the type they were saved in (torch casts them to the parameter's)."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:  # a state of torch's lacks what only ours have
+            group.update({name: value for name, value in self.defaults.items() if name not in group})
         ours = [p for group in self.param_groups for p in group["params"]]
         theirs = [key for group in state_dict["param_groups"] for key in group["params"]]
         for p, key in zip(ours, theirs, strict=True):
@@ -235,10 +238,11 @@ class Elementwise(Optimizer):
         found = self.advance(group, counters)
         for name in self.counters:
             if name == "step":
-                torch._foreach_add_([s["step"] for s in states], 1.0)
+                torch._foreach_add_([s["step"] for s in states], _ONE, alpha=1.0)
             else:
                 for state in states:
                     state[name].fill_(found[name])
+                found[name] = states[0][name].item()
         return found
 
 

@@ -31,6 +31,7 @@ class SGD(Elementwise):
 
     Sparse gradients are taken without momentum and weight_decay.
 
+    >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
     >>> optimizer = SGD([w], lr=0.25)
     >>> optimizer.step(lambda: (w ** 2).sum().backward())
