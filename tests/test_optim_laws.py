@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import runpy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch import nn
 import hasten
 from hasten import optim
 from hasten.core.errors import BackendMissing, Unsupported, UsageError
-from hasten.train.optim import kernel, machine
+from hasten.train.optim import kernel, launch
 from optimizers import ROWS, Row, network, problem, train, weights
 
 every = pytest.mark.parametrize("name", ROWS)
@@ -276,8 +278,8 @@ def test_without_a_compiler_the_plain_path_is_taken_and_said(monkeypatch: pytest
     def none(form: object) -> None:
         raise BackendMissing("no compiler here")
 
-    monkeypatch.setattr(machine, "kernel", none)
-    machine._say.cache_clear()
+    monkeypatch.setattr(launch, "kernel", none)
+    launch._say.cache_clear()
     with pytest.warns(RuntimeWarning, match="plain path of the optimizers is taken.*no compiler here"):
         trained("AdamW")
     with warnings.catch_warnings():
@@ -310,3 +312,14 @@ def test_a_compiler_that_fails_is_named(tmp_path: Any, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(BackendMissing, match="failed"):
         kernel._loaded("this is no C++")
+
+
+def test_the_example_shows_a_rate_for_each_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    """Adagrad's rates only fall; Adam's grow again when the gradients have become small."""
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "effective_steps.py"))
+    found = script["main"](steps=150)
+    assert "step  100" in capsys.readouterr().out
+    first, last = found["Adagrad"][0], found["Adagrad"][-1]
+    assert first[1] == pytest.approx(100 * first[0], rel=1e-5)
+    assert all(later <= earlier for later, earlier in zip(last, first, strict=True))
+    assert found["Adam"][-1][0] > found["Adam"][0][0]

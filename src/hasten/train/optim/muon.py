@@ -13,7 +13,8 @@ from typing_extensions import override
 from hasten.core.errors import Unsupported, UsageError
 from hasten.measure import machine as processor
 from hasten.train.optim.adam import Adam
-from hasten.train.optim.machine import Group, Kind, Optimizer, Options, check, check_betas, empty_buffer, launch, local
+from hasten.train.optim.launch import Group, Kind, empty_buffer, launch, local
+from hasten.train.optim.machine import Optimizer, Options, check, check_betas
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ADJUST = (None, "original", "match_rms_adamw")

@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from hasten.core.errors import Unsupported, UsageError
 from hasten.train.optim.expression import magnitude, sqrt
-from hasten.train.optim.machine import Group, Kind, Numbers, Optimizer, Options, check, empty_buffer, launch, local
+from hasten.train.optim.launch import Group, Kind, Numbers, empty_buffer, launch, local
+from hasten.train.optim.machine import Optimizer, Options, check
 
 _AVERAGES: dict[str, Kind] = {"exp_avg": "signed", "exp_avg_sq": "square"}
 _ALL: dict[str, Kind] = {**_AVERAGES, "s": "weight", "p0": "weight"}

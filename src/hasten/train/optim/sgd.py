@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from hasten.core.errors import UsageError
-from hasten.train.optim.machine import Elementwise, Group, Kind, Numbers, Options, check
+from hasten.train.optim.launch import Group, Kind, Numbers
+from hasten.train.optim.machine import Elementwise, Options, check
 
 
 class SGD(Elementwise):

@@ -11,7 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from hasten.core.errors import UsageError
-from hasten.train.optim.machine import Group, Optimizer, Options, check
+from hasten.train.optim.launch import Group
+from hasten.train.optim.machine import Optimizer, Options, check
 
 
 class SOAP(Optimizer):
