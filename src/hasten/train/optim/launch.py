@@ -45,6 +45,7 @@ def _seed(step: int) -> int:
 
 
 def empty_scales(p: Tensor) -> Tensor:
+    """The scales of an 8-bit buffer of `p`, one for every 256 elements."""
     if local(p) is not p:
         raise Unsupported("state_dtype=torch.int8 is not supported for distributed tensors; take torch.bfloat16")
     return torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32, device=p.device)

@@ -185,20 +185,19 @@ class Elementwise(Optimizer):
     def update(self, group: Group) -> None:
         """One step of one group: one launch for all tensors whose counters are the same."""
         kinds = self.buffers(group)
-        alike: dict[tuple[float, ...], list[Tensor]] = {}
+        alike: dict[tuple[float, ...], list[tuple[Tensor, State]]] = {}
         for p in group["params"]:
-            if p.grad is None:
+            g = p.grad
+            if g is None:
                 continue
-            if p.grad.layout != torch.strided and not self.takes_sparse(group):
+            if g.layout != torch.strided and not self.takes_sparse(group):
                 raise Unsupported(f"{type(self).__name__} does not support sparse gradients with these settings")
             state = self.state[p]
             if len(state) < len(kinds) + len(self.counters):
                 self._prepare(group, kinds, p)
-            alike.setdefault(tuple(state[c].item() for c in self.counters), []).append(p)
-        for values, params in alike.items():
-            states = [self.state[p] for p in params]
-            counters = self._count(group, dict(zip(self.counters, values, strict=True)), states)
-            members = list(zip(params, states, strict=True))
+            alike.setdefault(tuple([state[c].item() for c in self.counters]), []).append((p, state))
+        for values, members in alike.items():
+            counters = self._count(group, dict(zip(self.counters, values, strict=True)), [state for _, state in members])
             numbers, flags = self.numbers(group, counters), self.flags(group)
             launch(
                 type(self).rule,

@@ -161,7 +161,7 @@ def _pack(name: str, storage: str, order: int) -> list[str]:
         f"S_{name}[j / {BLOCK}] = scale_{name};",
         f"const real grid_{name} = scale_{name} > 0 ? {levels} / scale_{name} : 0;",
         "#pragma omp simd",
-        f"for (int64_t k = 0; k < m; ++k) {{ const real u = {_noise('start + j + k', order)} * (1.0f / 65536);",
+        f"for (int64_t k = 0; k < m; ++k) {{ const real u = int32_t{_noise('start + j + k', order)} * (1.0f / 65536);",
         f"const real q = down({root} * grid_{name} + u), least = {least};",
         f"A_{name}[j + k] = ({_TYPES[storage]})(int32_t)(q > least ? (q < {levels} ? q : {levels}) : least); }}",
     ]
