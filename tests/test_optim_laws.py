@@ -17,6 +17,7 @@ from torch import nn
 import hasten
 from hasten import optim
 from hasten.core.errors import BackendMissing, Unsupported, UsageError
+from hasten.train import Fit, loop
 from hasten.train.optim import kernel, launch
 from optimizers import ROWS, Row, network, problem, train, weights
 
@@ -89,8 +90,6 @@ def test_it_goes_on_bit_equal_from_its_state(name: str, dtype: torch.dtype | Non
 
 @every
 def test_it_goes_on_bit_equal_from_a_copy(name: str) -> None:
-    if ROWS[name].closure:
-        pytest.skip("the wrapper is copied with its base, see test_optim.py")
     whole, _ = trained(name, steps=8)
     module, optimizer = trained(name, steps=3)
     module, optimizer = copy.deepcopy((module, optimizer))
@@ -323,3 +322,35 @@ def test_the_example_shows_a_rate_for_each_parameter(capsys: pytest.CaptureFixtu
     assert first[1] == pytest.approx(100 * first[0], rel=1e-5)
     assert all(later <= earlier for later, earlier in zip(last, first, strict=True))
     assert found["Adam"][-1][0] > found["Adam"][0][0]
+
+
+def test_a_scaler_scales_and_skips() -> None:
+    """torch.amp.GradScaler: the scaled loss gives the same step; a gradient that overflowed gives none."""
+    ends = []
+    for scale in (1.0, 1024.0):
+        module = network()
+        optimizer = optim.AdamW(module.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = problem(step)
+            scaler.scale((module(x) - y).square().mean()).backward()
+            if step == 1:
+                assert module[3].weight.grad is not None
+                module[3].weight.grad[0, 0] = math.inf
+            before = weights(module)
+            scaler.step(optimizer)
+            scaler.update()
+            assert torch.equal(before, weights(module)) == (step == 1)
+        ends.append(weights(module))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-6)
+
+
+def test_the_loop_takes_the_faster_one() -> None:
+    """Ours from a million parameters on, torch's fused one below; both mean the same."""
+    for kind, name in (("adamw", "AdamW"), ("sgd", "SGD")):
+        large, small = (loop._optimizer([nn.Parameter(torch.zeros(n, 1000))], Fit(optimizer=kind)) for n in (1000, 10))
+        assert type(large) is getattr(optim, name)
+        assert type(small) is getattr(torch.optim, name)
+        shared = set(large.param_groups[0]) & set(small.param_groups[0]) - {"params"}
+        assert all(large.param_groups[0][key] == small.param_groups[0][key] for key in shared)

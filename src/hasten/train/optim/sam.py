@@ -65,6 +65,12 @@ class SAM(torch.optim.Optimizer):
         for p, g in zip(params, scaled, strict=True):
             p.add_(p.abs() * g if self.adaptive else g, alpha=length)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base, "rho": self.rho, "adaptive": self.adaptive}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # torch keeps groups and state only, and the base has these
+
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's own."""
         return self.base.state_dict()
