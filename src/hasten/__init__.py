@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
-    from hasten.train import Fit, Trainer
+    from hasten.train import Fit, Trainer, optim
     from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Applied", "Fit", "Limit", "Options", "Recipe", "Report", "Trainer", "apply", "load_report", "optimize"]
+__all__ = ["Applied", "Fit", "Limit", "Options", "Recipe", "Report", "Trainer", "apply", "load_report", "optim", "optimize"]
 
 _HOMES = {
     "Applied": "hasten.applying",
@@ -30,6 +30,7 @@ _HOMES = {
     "Trainer": "hasten.train",
     "apply": "hasten.applying",
     "load_report": "hasten.verbs",
+    "optim": "hasten.train",
     "optimize": "hasten.verbs",
 }
 

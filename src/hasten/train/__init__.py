@@ -1,5 +1,6 @@
 """Changing weights by gradients."""
 
+from hasten.train import optim
 from hasten.train.augment import Augment
 from hasten.train.average import Average
 from hasten.train.checkpoint import Checkpoints
@@ -28,6 +29,7 @@ __all__ = [
     "Stop",
     "Trainer",
     "fit",
+    "optim",
     "train_further",
     "training",
     "treatable",
