@@ -31,6 +31,7 @@ from hasten.load.importer import (  # noqa: F401  each file enters its operators
 )
 from hasten.load.importer.interpret import Followed
 from hasten.load.importer.nodes import read_model
+from hasten.load.importer.table import to_tensor
 from hasten.load.lift import lift
 from hasten.load.lower import quiet, reason
 
@@ -59,7 +60,7 @@ def import_graph(graph: onnx.ModelProto, example: Arrays) -> fx.GraphModule:
     """
     body, functions = read_model(graph)
     followed = Followed(body, functions).eval()
-    tensors = tuple(torch.from_numpy(np.array(a)) for a in example)
+    tensors = tuple(to_tensor(np.array(a)) for a in example)
     try:
         with quiet(), torch.no_grad():
             followed(*tensors)

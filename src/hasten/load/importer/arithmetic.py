@@ -182,6 +182,8 @@ def _prelu(x: Tensor, weight: Either, *, call: Call) -> Tensor:
         if weight.size == 1 or (x.dim() > 1 and weight.size == x.shape[1] and set(tail) <= {1} and weight.ndim == x.dim() - 1):
             return F.prelu(x, call.weight("weight", weight.reshape(-1)))
     slope = call.tensor(weight)
+    if call.opset < 7 and slope.dim() == 1 and x.dim() > 1:
+        slope = slope.reshape([-1] + [1] * (x.dim() - 2))
     return torch.where(x < 0, x * slope, x)
 
 
@@ -255,7 +257,7 @@ def _matrix(value: Either) -> bool:
 
 @operator("Gemm")
 def _gemm(
-    a: Tensor, b: Either, bias: Either = None, *, call: Call, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0  # noqa: N803
+    a: Tensor, b: Either, bias: Either = None, *, call: Call, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0, broadcast: int = 0  # noqa: N803
 ) -> Tensor:
     a = a.transpose(0, 1) if transA else a
     row = bias is None or (isinstance(bias, np.ndarray) and bias.dtype.kind == "f" and bias.shape[-1:] != (1,) and bias.size == bias.shape[-1:][0])

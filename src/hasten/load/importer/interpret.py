@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -181,6 +181,13 @@ class Interpreter:
         return self.store.tensor(("output", name), value, layer=node, role="value", trained=False).clone()
 
     def _follow(self, body: Body, scope: Scope) -> list[Value]:
+        self._run(body, scope)
+        try:
+            return [scope.values[o] for o in body.outputs]
+        except KeyError as why:
+            raise Unsupported(f"output {why} of the graph is given by no node") from why
+
+    def _run(self, body: Body, scope: Scope) -> None:
         if scope.depth > DEEPEST:
             raise Unsupported(f"expected functions and subgraphs at most {DEEPEST} deep, got more; do they call themselves?")
         scope.values.update(body.constants)
@@ -192,10 +199,6 @@ class Interpreter:
             for name, result in zip(node.outputs, results, strict=False):
                 if name:
                     scope.values[name] = result
-        try:
-            return [scope.values[o] for o in body.outputs]
-        except KeyError as why:
-            raise Unsupported(f"output {why} of the graph is given by no node") from why
 
     def _named(self, node: Node, scope: Scope) -> list[Value]:
         """What a node gives; an error says which one it was."""
@@ -222,7 +225,7 @@ class Interpreter:
             return [constant(attributes)]
         body = self.functions.get(node.op)
         if body is None and node.op not in OPERATORS:
-            body = _standard(node, scope.opset, given)
+            body = _standard(replace(node, attributes=attributes), scope.opset, given)
         if body is not None:
             return self._function(node, body, scope, given, attributes)
         call = Call(node, scope, self)
@@ -238,7 +241,7 @@ class Interpreter:
         if not known or sizes or has_body or node.op in _RANDOM:
             return _listed(self._apply(table, call, given, attributes))
         if key not in self.folded:
-            self.folded[key] = self._fold(table, call, given, attributes)
+            self.folded[key] = self._fold(table, replace(call, folding=True), given, attributes)
         return self.folded[key]  # type: ignore[no-any-return]
 
     def _attribute(self, value: Any, scope: Scope) -> Any:
@@ -248,7 +251,8 @@ class Interpreter:
         values: dict[str, Value] = dict.fromkeys(body.inputs)
         values.update(zip(body.inputs, given, strict=False))
         inner = Scope(f"{scope.path}/{node.number}", body.opset or scope.opset, scope.depth + 1, values, body.defaults | attributes)
-        return self._follow(body, inner)
+        self._run(body, inner)
+        return [inner.values.get(o) for o in body.outputs]  # an output that nobody reads may be left out
 
     def _apply(self, table: Operator, call: Call, given: list[Value], attributes: dict[str, Any]) -> Value:
         """Calls the function of the table with each input as it wants it."""

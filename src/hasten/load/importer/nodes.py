@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +11,8 @@ import onnx
 from onnx import AttributeProto, numpy_helper
 
 from hasten.core.errors import Unsupported
+from hasten.load.importer.fusing import fused
 from hasten.load.importer.table import Array
-
-_REFERENCE = "reference to the attribute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +116,3 @@ def _attribute(attribute: AttributeProto) -> Any:
     if attribute.type == AttributeProto.STRINGS:
         return [v.decode("utf-8", "replace") for v in value]
     return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
-
-
-def fused(nodes: tuple[Node, ...], constants: dict[str, Array], outputs: tuple[str, ...]) -> tuple[Node, ...]:
-    """MatMul by a constant followed by the addition of a constant row becomes one node, `hasten.Linear`."""
-    known = set(constants) | {o for n in nodes if n.op == "Constant" for o in n.outputs}
-    rows = {n.outputs[0]: n.attributes.get("value") for n in nodes if n.op == "Constant"} | constants
-    readers = Counter(i for n in nodes for i in n.inputs) + Counter(outputs)
-    made = {o: n for n in nodes for o in n.outputs}
-    found, gone = list(nodes), set()
-    for at, node in enumerate(nodes):
-        sides = [(a, b) for a, b in (node.inputs, node.inputs[::-1]) if b in known] if node.op == "Add" else []
-        for product, bias in sides:
-            before, row = made.get(product), rows.get(bias)
-            if before is None or before.op != "MatMul" or readers[product] != 1 or not isinstance(row, np.ndarray) or row.ndim != 1:
-                continue
-            if row.dtype.kind != "f" or len(before.inputs) != 2:
-                continue
-            found[at] = replace(before, op="hasten.Linear", number=node.number, inputs=(*before.inputs, bias), outputs=node.outputs)
-            gone.add(before.number)
-    return tuple(n for n in found if n.number not in gone or n.op == "hasten.Linear")

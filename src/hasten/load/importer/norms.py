@@ -13,11 +13,11 @@ from hasten.load.importer.table import Call, Value, Weight, operator
 @operator("BatchNormalization")
 def _batch_norm(
     x: Tensor, weight: Weight, bias: Weight, running_mean: Weight, running_var: Weight, *, call: Call, epsilon: float = 1e-5,
-    momentum: float = 0.9, spatial: int = 1, training_mode: int = 0,
+    momentum: float = 0.9, spatial: int = 1, training_mode: int = 0, is_test: int = 1, consumed_inputs: list[int] | None = None,
 ) -> Value:  # fmt: skip
     if not spatial:
         raise Unsupported("expected a batch norm by channel, got one by position")
-    if not training_mode:
+    if not training_mode and (is_test or call.opset >= 7):
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, 1 - momentum, epsilon)
     axes = [0, *range(2, x.dim())]
     mean, var = x.mean(axes), x.var(axes, correction=0)

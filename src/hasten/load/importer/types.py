@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.errors import Unsupported
-from hasten.load.importer.table import Array, operator
+from hasten.load.importer.table import Array, Call, Either, Value, operator, to_tensor
 
 KINDS: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
@@ -28,8 +28,12 @@ def _cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> T
 
 
 @operator("CastLike")
-def _cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return x.to(like.dtype)
+def _cast_like(x: Either, like: Either, *, call: Call, saturate: int = 1, round_mode: str = "up") -> Value:
+    """A constant stays one: of the other value only its type is asked."""
+    target = like.dtype if isinstance(like, Tensor) else number_of(like)
+    if isinstance(x, np.ndarray) and x.dtype != object and target != torch.bfloat16:
+        return x.astype(str(target).removeprefix("torch."))
+    return call.tensor(x).to(target)
 
 
 @operator("BitCast")
@@ -39,4 +43,4 @@ def _bit_cast(x: Tensor, *, to: int) -> Tensor:
 
 def number_of(array: Array) -> torch.dtype:
     """torch's type of a constant."""
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+    return torch.int64 if array.dtype == object else to_tensor(np.empty(0, array.dtype)).dtype
