@@ -154,7 +154,7 @@ def test_steps_work_on_what_was_imported(name: str) -> None:
     classes = forward(module, module.example)[0].shape[1]
     view = View(inputs=inputs, labels=np.arange(len(inputs[0])) % classes)
     context = Context(train=view, calibrate=view, original=module)
-    smaller = PruneStructure(amount=0.4).apply(module, context)
+    smaller = PruneStructure(ratio=0.5, multiple=1).apply(module, context)
     assert numbers(smaller) < numbers(module)
     tuned = FineTune(epochs=1).apply(smaller, context)
     before, after = forward(smaller, module.example)[0], forward(tuned, module.example)[0]

@@ -16,7 +16,6 @@ from torch import fx
 
 from hasten.core.errors import HastenError, ModelRefused, Unsupported
 from hasten.core.network import Arrays, Network
-from hasten.load.graphs import graph_inputs
 from hasten.load.importer import (  # noqa: F401  each file enters its operators into the table
     arithmetic,
     control,
@@ -75,8 +74,10 @@ def import_graph(graph: onnx.ModelProto, example: Arrays) -> fx.GraphModule:
 
 def _open_axes(graph: onnx.ModelProto, tensors: Sequence[torch.Tensor]) -> tuple[dict[int, Any], ...] | None:
     """Which axes of each input the file leaves open. One row is no example of any number of rows."""
+    weights = {i.name for i in graph.graph.initializer}
+    sizes = [i.type.tensor_type.shape.dim for i in graph.graph.input if i.name not in weights]
     axes = tuple(
-        {a: torch.export.Dim.AUTO for a, size in enumerate(given.shape) if size is None and tensor.shape[a] > 1}
-        for given, tensor in zip(graph_inputs(graph), tensors, strict=True)
+        {a: torch.export.Dim.AUTO for a, size in enumerate(shape) if size.dim_value <= 0 and tensor.shape[a] > 1}
+        for shape, tensor in zip(sizes, tensors, strict=True)
     )
     return axes if any(axes) else None

@@ -133,7 +133,7 @@ def _is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) ->
 
 
 @operator("Clip")
-def _clip(x: Tensor, low: Either = None, high: Either = None, *, call: Call, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002
+def _clip(x: Tensor, low: Either = None, high: Either = None, *, call: Call, min: float | None = None, max: float | None = None) -> Tensor:
     low, high = (scalar(v) if v is not None else w for v, w in ((low, min), (high, max)))
     if isinstance(low, (Tensor, np.ndarray)) or isinstance(high, (Tensor, np.ndarray)):
         x = x if low is None else torch.maximum(x, torch.as_tensor(call.tensor(low), dtype=x.dtype))
@@ -166,7 +166,7 @@ def _swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 @operator("com.microsoft.QuickGelu")
 def _quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
-    return _swish(x, alpha=alpha)
+    return x * torch.sigmoid(alpha * x)
 
 
 @operator("LeakyRelu")
@@ -223,7 +223,9 @@ def _shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
 
 
 @operator("Dropout")
-def _dropout(x: Tensor, ratio_: Either = None, training: Either = None, *, call: Call, ratio: float = 0.5, seed: int | None = None) -> Value:
+def _dropout(
+    x: Tensor, ratio_: Either = None, training: Either = None, *, call: Call, ratio: float = 0.5, seed: int | None = None
+) -> Value:
     """Off in eval mode, and a layer that trains again; one that the file leaves on is refused."""
     on = training is not None and (isinstance(training, Tensor) or bool(training))
     rate = ratio if ratio_ is None else scalar(ratio_)
@@ -257,10 +259,21 @@ def _matrix(value: Either) -> bool:
 
 @operator("Gemm")
 def _gemm(
-    a: Tensor, b: Either, bias: Either = None, *, call: Call, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0, broadcast: int = 0  # noqa: N803
+    a: Tensor,
+    b: Either,
+    bias: Either = None,
+    *,
+    call: Call,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+    broadcast: int = 0,
 ) -> Tensor:
     a = a.transpose(0, 1) if transA else a
-    row = bias is None or (isinstance(bias, np.ndarray) and bias.dtype.kind == "f" and bias.shape[-1:] != (1,) and bias.size == bias.shape[-1:][0])
+    row = bias is None or (
+        isinstance(bias, np.ndarray) and bias.dtype.kind == "f" and bias.shape[-1:] != (1,) and bias.size == bias.shape[-1:][0]
+    )
     if _matrix(b) and alpha == 1 and beta == 1 and row:
         weight = call.weight("weight", b if transB else b.T)
         return F.linear(a, weight, None if bias is None else call.weight("bias", bias.reshape(-1)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.core.errors import Unsupported
-from hasten.load.importer.table import Call, Either, Known, Value, Weight, constants, ints, operator
+from hasten.load.importer.table import Call, Either, Known, Value, Weight, constants, ints, operator, sym_max
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -24,7 +24,9 @@ def _spread(value: Sequence[int] | None, axes: int, default: int = 1) -> list[in
     return list(value) if value else [default] * axes
 
 
-def around(x: Tensor, window: Sequence[int], stride: Sequence[int], pads: Sequence[int] | None, auto_pad: str) -> tuple[list[Any], list[Any]]:
+def around(
+    x: Tensor, window: Sequence[int], stride: Sequence[int], pads: Sequence[int] | None, auto_pad: str
+) -> tuple[list[Any], list[Any]]:
     """Zeros before and after each axis of space. `window`: the reach of the kernel, dilation counted."""
     axes = len(window)
     if auto_pad in ("NOTSET", ""):
@@ -34,7 +36,7 @@ def around(x: Tensor, window: Sequence[int], stride: Sequence[int], pads: Sequen
         return [0] * axes, [0] * axes
     before, after = [], []
     for size, reach, step in zip(x.shape[2:], window, stride, strict=True):
-        total = reach - 1 if step == 1 else torch.sym_max((-(-size // step) - 1) * step + reach - size, 0)
+        total = reach - 1 if step == 1 else sym_max((-(-size // step) - 1) * step + reach - size, 0)
         small = total // 2
         before.append(small if auto_pad == "SAME_UPPER" else total - small)
         after.append(total - small if auto_pad == "SAME_UPPER" else small)
@@ -55,15 +57,15 @@ def _conv(
     x: Tensor, weight: Weight, bias: Weight | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None,
     group: int = 1, kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    return convolve(x, weight, bias, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    return convolve(x, weight, bias, (strides, dilations), auto_pad=auto_pad, group=group, pads=pads)
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None,
-    group: int = 1, kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, steps: tuple[Sequence[int] | None, Sequence[int] | None], *, auto_pad: str = "NOTSET",
+    group: int = 1, pads: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """A convolution in ONNX's words; zeros that differ before and after are put there first."""
-    axes = weight.dim() - 2
+    """A convolution in ONNX's words, `steps` being strides and dilations; zeros that differ before and after are put there first."""
+    axes, (strides, dilations) = weight.dim() - 2, steps
     if not 1 <= axes <= 3:
         raise Unsupported(f"expected a convolution over 1 to 3 axes, got {axes}")
     stride, dilation = _spread(strides, axes), _spread(dilations, axes)
@@ -75,8 +77,9 @@ def convolve(
 
 @operator("ConvTranspose")
 def _conv_transpose(
-    x: Tensor, weight: Weight, bias: Weight | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
-    kernel_shape: Sequence[int] | None = None, output_padding: Sequence[int] | None = None, output_shape: Sequence[int] | None = None,
+    x: Tensor, weight: Weight, bias: Weight | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None,
+    group: int = 1, kernel_shape: Sequence[int] | None = None, output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
     axes = weight.dim() - 2
@@ -111,8 +114,8 @@ def _ceiled(x: Tensor, reach: Sequence[int], stride: Sequence[int], before: list
 
 @operator("MaxPool")
 def _max_pool(
-    x: Tensor, *, call: Call, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None, storage_order: int = 0, strides: Sequence[int] | None = None,
+    x: Tensor, *, call: Call, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, storage_order: int = 0, strides: Sequence[int] | None = None,
 ) -> Value:  # fmt: skip
     axes = len(kernel_shape)
     kind, x = x.dtype, x if x.is_floating_point() else x.float()
@@ -153,7 +156,10 @@ def _max_unpool(
 ) -> Tensor:  # fmt: skip
     axes = len(kernel_shape)
     stride, around_ = _spread(strides, axes), _spread(pads, 2 * axes, 0)
-    sizes = [(s - 1) * step - around_[i] - around_[axes + i] + k for i, (s, step, k) in enumerate(zip(x.shape[2:], stride, kernel_shape, strict=True))]
+    sizes = [
+        (s - 1) * step - around_[i] - around_[axes + i] + k
+        for i, (s, step, k) in enumerate(zip(x.shape[2:], stride, kernel_shape, strict=True))
+    ]
     small = [*x.shape[:2], *sizes]
     given = torch.zeros(math.prod(small), dtype=x.dtype).scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(small)
     if output_shape is None:
@@ -170,12 +176,18 @@ def _average_pool(
     stride, dilation = _spread(strides, axes), _spread(dilations, axes)
     reach = _reach(kernel_shape, dilation)
     before, after = around(x, reach, stride, pads, auto_pad)
-    plain = before == after and set(dilation) == {1} and all(isinstance(b, int) and 2 * b <= k for b, k in zip(before, kernel_shape, strict=True))
+    plain = (
+        before == after
+        and set(dilation) == {1}
+        and all(isinstance(b, int) and 2 * b <= k for b, k in zip(before, kernel_shape, strict=True))
+    )
     if plain:
         return _AVERAGE[axes - 1](x, list(kernel_shape), stride, before, bool(ceil_mode), bool(count_include_pad))
     last = _ceiled(x, reach, stride, before, after) if ceil_mode else after
     counted = torch.ones_like(x[:1, :1])
-    counted = _padded(_padded(counted, before, after, float(count_include_pad)), [0] * axes, [b - a for a, b in zip(after, last, strict=True)])
+    counted = _padded(
+        _padded(counted, before, after, float(count_include_pad)), [0] * axes, [b - a for a, b in zip(after, last, strict=True)]
+    )
     return _summed(_padded(x, before, last), kernel_shape, stride, dilation) / _summed(counted, kernel_shape, stride, dilation)
 
 
@@ -188,8 +200,8 @@ def _summed(x: Tensor, kernel: Sequence[int], stride: list[int], dilation: list[
 
 @operator("LpPool")
 def _lp_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None, p: int = 2,
-    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    x: Tensor, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None,
+    p: int = 2, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
     axes = len(kernel_shape)
     stride, dilation = _spread(strides, axes), _spread(dilations, axes)
@@ -216,16 +228,20 @@ def _global_lp(x: Tensor, *, p: int = 2) -> Tensor:
 
 
 @operator("Upsample")
-def _upsample(x: Tensor, scales_: Known | None = None, *, call: Call, mode: str = "nearest", scales: Sequence[float] | None = None) -> Tensor:
+def _upsample(
+    x: Tensor, scales_: Known | None = None, *, call: Call, mode: str = "nearest", scales: Sequence[float] | None = None
+) -> Tensor:
     given = np.asarray(scales, np.float32) if scales_ is None else scales_
-    return _resize(x, None, given, None, call=call, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    made: Tensor = _resize(x, None, given, None, call=call, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return made
 
 
 @operator("Resize")
 def _resize(
     x: Tensor, roi: Either = None, scales: Known | None = None, sizes: Known | None = None, *, call: Call, antialias: int = 0,
-    axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75, exclude_outside: int = 0,
-    extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
+    axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:  # fmt: skip
     """torch's own resizing where it means the same, else axis by axis with a constant matrix."""
     from hasten.load.importer import resizing
@@ -236,7 +252,9 @@ def _resize(
         sizes = None
     if scales is None and roi is not None and sizes is None and call.opset < 11:
         scales = roi
-    plan = resizing.plan(x, None if scales is None else ints(scales), None if sizes is None else ints(sizes), axes, keep_aspect_ratio_policy)
+    plan = resizing.plan(
+        x, None if scales is None else ints(scales), None if sizes is None else ints(sizes), axes, keep_aspect_ratio_policy
+    )
     if (given := resizing.native(x, plan, mode, coordinate_transformation_mode, nearest_mode, bool(antialias), cubic_coeff_a)) is not None:
         return given
     region = roi if isinstance(roi, np.ndarray) and roi.size and coordinate_transformation_mode == "tf_crop_and_resize" else None
@@ -268,5 +286,5 @@ def _col2im(
     if axes != 2:
         raise Unsupported(f"expected images of two axes, got {axes}")
     sizes = [s + given[i] + given[axes + i] for i, s in enumerate(ints(image))]
-    whole = F.fold(x, sizes, ints(block), _spread(dilations, axes), 0, _spread(strides, axes))
+    whole = F.fold(x, tuple(sizes), tuple(ints(block)), tuple(_spread(dilations, axes)), 0, tuple(_spread(strides, axes)))
     return _padded(whole, [-p for p in given[:axes]], [-p for p in given[axes:]])

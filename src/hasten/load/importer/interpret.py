@@ -24,6 +24,7 @@ from hasten.load.importer.table import OPERATORS, SIZES, Array, Call, Operator, 
 MOST_NODES = 100_000
 DEEPEST = 32
 MOST_BYTES = 2**29
+_MOVES = ("Slice", "Split", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Gather", "Identity", "Expand", "Cast")
 _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
@@ -151,12 +152,14 @@ class Interpreter:
     def __init__(self, body: Body, functions: dict[str, Body], store: Store) -> None:
         self.body, self.functions, self.store = body, functions, store
         self.folded: dict[tuple[Any, ...], Value] = {}
+        self.zeros: dict[int, Tensor] = {}  # tensors of open sizes that are zero whatever the inputs
         self.count = 0
         self.bytes = 0
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the graph."""
         self.count = 0
+        self.zeros = {}
         if self.body.opset is None:
             raise Unsupported("expected a graph that names the version of ONNX's operators, got none")
         values = dict(zip(self.body.inputs, inputs, strict=True))
@@ -239,7 +242,10 @@ class Interpreter:
         key = (scope.path, node.number)
         has_body = any(isinstance(v, Body) for v in attributes.values())
         if not known or sizes or has_body or node.op in _RANDOM:
-            return _listed(self._apply(table, call, given, attributes))
+            results = _listed(self._apply(table, call, given, attributes))
+            if node.op in _MOVES and id(given[0]) in self.zeros:
+                self.zeros.update({id(r): r for r in results})
+            return results
         if key not in self.folded:
             self.folded[key] = self._fold(table, replace(call, folding=True), given, attributes)
         return self.folded[key]  # type: ignore[no-any-return]
@@ -265,9 +271,7 @@ class Interpreter:
     def _fold(self, table: Operator, call: Call, given: list[Value], attributes: dict[str, Any]) -> list[Value]:
         """A node all of whose inputs are constants, computed now."""
         ways = [table.inputs[-1] if table.spread and i >= len(table.inputs) else _slot(table, i) for i in range(len(given))]
-        plain = [
-            to_tensor(v) if v is not None and way in ("Tensor", "Weight") else v for v, (_, way) in zip(given, ways, strict=True)
-        ]
+        plain = [to_tensor(v) if v is not None and way in ("Tensor", "Weight") else v for v, (_, way) in zip(given, ways, strict=True)]
         keywords = self._keywords(table, call, attributes)
         with torch.no_grad():
             found = [to_array(v) for v in _listed(table.function(*plain, **keywords))]
@@ -319,6 +323,7 @@ def constant(attributes: dict[str, Any]) -> Array:
 def _standard(node: Node, opset: int, given: list[Value]) -> Body:
     """The body by which ONNX itself defines an operator that the table does not have."""
     domain, _, name = node.op.rpartition(".")
+    schema: Any
     try:
         schema = onnx.defs.get_schema(name, opset, domain) if not domain else onnx.defs.get_schema(name, domain=domain)
     except onnx.defs.SchemaError:
@@ -341,16 +346,16 @@ def _proto(node: Node, domain: str, name: str) -> bytes:
     for key, value in attributes.items():
         given = onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         made.attribute.append(onnx.helper.make_attribute(key, given))
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 def _type(value: Value) -> bytes:
     if value is None:
-        return onnx.TypeProto().SerializeToString()
+        return bytes(onnx.TypeProto().SerializeToString())
     if isinstance(value, Tensor):
         name = str(value.dtype).removeprefix("torch.")
         kind = onnx.TensorProto.BFLOAT16 if name == "bfloat16" else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name))
     else:
         kind = onnx.TensorProto.INT64 if value.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     shape = [s if isinstance(s, int) else None for s in value.shape]
-    return onnx.helper.make_tensor_type_proto(kind, shape).SerializeToString()
+    return bytes(onnx.helper.make_tensor_type_proto(kind, shape).SerializeToString())

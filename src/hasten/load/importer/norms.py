@@ -32,7 +32,9 @@ def _instance_norm(x: Tensor, weight: Weight, bias: Weight, *, epsilon: float = 
 
 
 @operator("GroupNormalization")
-def _group_norm(x: Tensor, weight: Weight, bias: Weight, *, call: Call, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
+def _group_norm(
+    x: Tensor, weight: Weight, bias: Weight, *, call: Call, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
     """Before operator set 21 scale and shift were one number to a group."""
     if weight.shape[0] != x.shape[1]:
         each = x.shape[1] // num_groups
@@ -41,7 +43,9 @@ def _group_norm(x: Tensor, weight: Weight, bias: Weight, *, call: Call, num_grou
 
 
 @operator("LayerNormalization")
-def _layer_norm(x: Tensor, weight: Weight, bias: Weight | None = None, *, call: Call, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Value:
+def _layer_norm(
+    x: Tensor, weight: Weight, bias: Weight | None = None, *, call: Call, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Value:
     first = axis % x.dim()
     sizes = list(x.shape[first:])
     kind, wide = x.dtype, x.float() if stash_type == 1 and x.dtype in (torch.float16, torch.bfloat16) else x
@@ -58,7 +62,9 @@ def _layer_norm(x: Tensor, weight: Weight, bias: Weight | None = None, *, call: 
 
 
 @operator("com.microsoft.SkipLayerNormalization")
-def _skip_layer_norm(x: Tensor, skip: Tensor, weight: Weight, bias: Weight | None = None, row: Weight | None = None, *, epsilon: float = 1e-12) -> Value:
+def _skip_layer_norm(
+    x: Tensor, skip: Tensor, weight: Weight, bias: Weight | None = None, row: Weight | None = None, *, epsilon: float = 1e-12
+) -> Value:
     total = x + skip if row is None else x + skip + row
     return F.layer_norm(total, list(weight.shape), weight, bias, epsilon), None, None, total
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten.core.errors import Unsupported
 from hasten.load.importer.convolution import convolve
-from hasten.load.importer.table import Call, Value, operator
+from hasten.load.importer.table import Value, operator
 from hasten.load.importer.types import kind
 
 
@@ -43,7 +43,9 @@ def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, target: torch.dtype
 
 
 @operator("DequantizeLinear")
-def _dequantize(q: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0) -> Tensor:
+def _dequantize(
+    q: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
+) -> Tensor:
     wide = scale.dtype if scale.dtype == torch.float64 else torch.float32
     steps = q.to(wide) if zero is None else q.to(wide) - _shaped(zero, q, axis, block_size).to(wide)
     return (steps * _shaped(scale, q, axis, block_size).to(wide)).to(kind(output_dtype) if output_dtype else scale.dtype)
@@ -63,7 +65,13 @@ def _centred(q: Tensor, zero: Tensor | None, axis: int) -> Tensor:
     if zero is None:
         return wide
     where = zero.to(torch.float64)
-    return wide - (where.reshape([]) if where.numel() == 1 else where.reshape([-1 if a == axis % q.dim() else 1 for a in range(q.dim())]) if where.dim() == 1 else where)
+    return wide - (
+        where.reshape([])
+        if where.numel() == 1
+        else where.reshape([-1 if a == axis % q.dim() else 1 for a in range(q.dim())])
+        if where.dim() == 1
+        else where
+    )
 
 
 @operator("MatMulInteger")
@@ -73,11 +81,12 @@ def _matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: 
 
 @operator("ConvInteger")
 def _conv_integer(
-    x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None,
-    group: int = 1, kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None, *, auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    given: dict[str, Any] = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
-    return convolve(_centred(x, x_zero, 1), _centred(w, w_zero, 0), **given).to(torch.int32)
+    given: dict[str, Any] = {"auto_pad": auto_pad, "group": group, "pads": pads}
+    return convolve(_centred(x, x_zero, 1), _centred(w, w_zero, 0), None, (strides, dilations), **given).to(torch.int32)
 
 
 @operator("QLinearMatMul")
@@ -85,18 +94,20 @@ def _qlinear_matmul(
     a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, y_scale: Tensor, y_zero: Tensor
 ) -> Tensor:
     product = torch.matmul(_centred(a, a_zero, -2), _centred(b, b_zero, -1))
-    left = a_scale.reshape([-1, 1]) if a_scale.dim() == 1 and a_scale.numel() > 1 else a_scale.reshape([]) if a_scale.numel() == 1 else a_scale
+    left = (
+        a_scale.reshape([-1, 1]) if a_scale.dim() == 1 and a_scale.numel() > 1 else a_scale.reshape([]) if a_scale.numel() == 1 else a_scale
+    )
     return quantized(product, y_scale.double() / (left.double() * b_scale.double()), y_zero, y_zero.dtype)
 
 
 @operator("QLinearConv")
 def _qlinear_conv(
-    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, y_scale: Tensor, y_zero: Tensor, bias: Tensor | None = None,
-    *, call: Call, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, y_scale: Tensor, y_zero: Tensor,
+    bias: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
+    kernel_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    given: dict[str, Any] = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
-    sums = convolve(_centred(x, x_zero, 1), _centred(w, w_zero, 0), None if bias is None else bias.double(), **given)
+    given: dict[str, Any] = {"auto_pad": auto_pad, "group": group, "pads": pads}
+    sums = convolve(_centred(x, x_zero, 1), _centred(w, w_zero, 0), None if bias is None else bias.double(), (strides, dilations), **given)
     each = _shaped(w_scale.double(), sums, 1, 0)
     return quantized(sums, y_scale.double() / (x_scale.double() * each), y_zero, y_zero.dtype)
 

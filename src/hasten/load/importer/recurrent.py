@@ -48,8 +48,9 @@ Weights = tuple[Either, Either, Either]
 
 @operator("LSTM")
 def _lstm(
-    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Tensor | None = None, c: Tensor | None = None, p: Either = None,
-    *, call: Call, hidden_size: int, direction: str = "forward", layout: int = 0, clip: float = 0.0, activations: Sequence[str] = (),
+    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Either = None, c: Either = None,
+    p: Either = None, *, call: Call, hidden_size: int, direction: str = "forward", layout: int = 0, clip: float = 0.0,
+    activations: Sequence[str] = (),
     activation_alpha: Sequence[float] = (), activation_beta: Sequence[float] = (), input_forget: int = 0, output_sequence: int = 0,
 ) -> Value:  # fmt: skip
     given = Settings(
@@ -61,7 +62,7 @@ def _lstm(
 
 @operator("GRU")
 def _gru(
-    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Tensor | None = None, *, call: Call, hidden_size: int,
+    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Either = None, *, call: Call, hidden_size: int,
     direction: str = "forward", layout: int = 0, clip: float = 0.0, activations: Sequence[str] = (), activation_alpha: Sequence[float] = (),
     activation_beta: Sequence[float] = (), linear_before_reset: int = 0, output_sequence: int = 0,
 ) -> Value:  # fmt: skip
@@ -74,7 +75,7 @@ def _gru(
 
 @operator("RNN")
 def _rnn(
-    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Tensor | None = None, *, call: Call, hidden_size: int,
+    x: Tensor, w: Either, r: Either, b: Either = None, lengths: Either = None, h: Either = None, *, call: Call, hidden_size: int,
     direction: str = "forward", layout: int = 0, clip: float = 0.0, activations: Sequence[str] = (), activation_alpha: Sequence[float] = (),
     activation_beta: Sequence[float] = (), output_sequence: int = 0,
 ) -> Value:  # fmt: skip
@@ -86,9 +87,17 @@ def _rnn(
 
 
 def _recurrent(
-    call: Call, kind: str, x: Tensor, weights: Weights, lengths: Either, states: list[Tensor | None], given: Settings, peepholes: Either = None
+    call: Call,
+    kind: str,
+    x: Tensor,
+    weights: Weights,
+    lengths: Either,
+    states: list[Tensor | None],
+    given: Settings,
+    peepholes: Either = None,
 ) -> Value:
     """torch's own layer where it computes the same, else step by step."""
+    states = [None if s is None or call.is_zero(s) else call.tensor(s) for s in states]
     if given.layout:
         x, states = x.transpose(0, 1), [s if s is None else s.transpose(0, 1) for s in states]
     if isinstance(lengths, np.ndarray) and isinstance(x.shape[0], int) and all(n == x.shape[0] for n in lengths.tolist()):
@@ -178,7 +187,8 @@ class _Cell:
 
     def __init__(self, kind: str, w: Tensor, r: Tensor, b: Tensor | None, p: Tensor | None, given: Settings, way: int) -> None:
         self.kind, self.w, self.r, self.p, self.given = kind, w, r, p, given
-        self.wb, self.rb = (None, None) if b is None else b.chunk(2)
+        halves: Sequence[Tensor | None] = (None, None) if b is None else b.chunk(2)
+        self.wb, self.rb = halves
         count = len(_USUAL[kind])
         names = list(given.activations or _USUAL[kind] * given.ways)[way * count : (way + 1) * count]
         self.functions = [_activation(n, given, way * count + i) for i, n in enumerate(names)]

@@ -54,7 +54,9 @@ def _total(x: Tensor, over: tuple[int, ...], keep: bool) -> Tensor:
 
 
 _reduction("ReduceSum", _total)
-_reduction("ReduceMean", lambda x, over, keep: x.mean(over, keepdim=keep) if x.is_floating_point() else x.double().mean(over, keep).to(x.dtype))
+_reduction(
+    "ReduceMean", lambda x, over, keep: x.mean(over, keepdim=keep) if x.is_floating_point() else x.double().mean(over, keep).to(x.dtype)
+)
 _reduction("ReduceMax", _extreme(torch.amax, True))
 _reduction("ReduceMin", _extreme(torch.amin, False))
 _reduction("ReduceProd", _product)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.core.errors import Unsupported
-from hasten.load.importer.table import Array, bounded
+from hasten.load.importer.table import Array, bounded, sym_int
 
 _PIXEL = ("half_pixel", "pytorch_half_pixel")
 
@@ -46,7 +46,7 @@ def plan(x: Tensor, scales: list[Any] | None, sizes: list[Any] | None, axes: Seq
         ratios = [w / x.shape[a] for a, w in zip(chosen, sizes, strict=True)]
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         for a in chosen:
-            found[a] = (int(math.floor(x.shape[a] * ratio + 0.5)), ratio)
+            found[a] = (math.floor(x.shape[a] * ratio + 0.5), ratio)
         return found
     for a, value in zip(chosen, given, strict=True):
         old = x.shape[a]
@@ -56,7 +56,7 @@ def plan(x: Tensor, scales: list[Any] | None, sizes: list[Any] | None, axes: Seq
             new = old * int(value) if float(value).is_integer() else math.floor(old * value)
             found[a] = (new, float(value))
         else:
-            found[a] = (torch.sym_int(old * value), 0.0)
+            found[a] = (sym_int(old * value), 0.0)
     return found
 
 
@@ -77,7 +77,9 @@ def native(x: Tensor, todo: Plan, mode: str, place: str, nearest: str, antialias
         word = "bicubic"
     else:
         return None
-    exact = all(not isinstance(s, int) or not isinstance(n, int) or _ratio(n, s, f) for (n, f), s in zip(todo[2:], x.shape[2:], strict=True))
+    exact = all(
+        not isinstance(s, int) or not isinstance(n, int) or _ratio(n, s, f) for (n, f), s in zip(todo[2:], x.shape[2:], strict=True)
+    )
     single = place == "pytorch_half_pixel" and any(isinstance(s, int) and s == 1 for s in sizes)
     if not exact or (single and mode != "nearest") or not x.is_floating_point():
         return None
@@ -149,10 +151,9 @@ def _matrix(old: int, new: int, scale: float, rule: Rule, part: tuple[float, flo
     made = np.zeros((new, old))
     rows = np.arange(new)
     if rule.mode == "nearest":
-        nearest = {
-            "round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5), "floor": np.floor, "ceil": np.ceil,
-        }[rule.nearest]  # fmt: skip
-        made[rows, np.clip(nearest(at), 0, old - 1).astype(int)] = 1
+        halves = {"round_prefer_floor": np.ceil(at - 0.5), "round_prefer_ceil": np.floor(at + 0.5)}
+        nearest = (halves | {"floor": np.floor(at), "ceil": np.ceil(at)})[rule.nearest]
+        made[rows, np.clip(nearest, 0, old - 1).astype(int)] = 1
         return made, outside
     shrink = min(scale, 1.0) if rule.antialias else 1.0
     reach = (1 if rule.mode == "linear" else 2) / shrink

@@ -13,7 +13,22 @@ from torch.nn import functional as F
 
 from hasten.core.errors import Unsupported
 from hasten.load.importer.sizes import sized_array
-from hasten.load.importer.table import Array, Call, Either, Known, Value, bounded, constants, ints, operator, scalar, to_tensor
+from hasten.load.importer.table import (
+    Array,
+    Call,
+    Either,
+    Known,
+    Value,
+    bounded,
+    constants,
+    ints,
+    operator,
+    scalar,
+    sym_int,
+    sym_max,
+    sym_min,
+    to_tensor,
+)
 
 
 @operator("Shape")
@@ -34,7 +49,7 @@ def _reshape(x: Tensor, shape: Known, *, allowzero: int = 0) -> Tensor:
 
 def _whole(sizes: list[Any]) -> list[Any]:
     """Sizes as integers where a graph computed them in floats."""
-    return [torch.sym_int(s) if isinstance(s, (float, torch.SymFloat)) else s for s in sizes]
+    return [sym_int(s) if isinstance(s, (float, torch.SymFloat)) else s for s in sizes]
 
 
 @operator("Flatten")
@@ -105,8 +120,8 @@ def _cut(x: Tensor, axis: int, start: Any, end: Any, step: int) -> Tensor:
     size = x.shape[axis]
     # Backwards from `start` to above `end` is forwards in the flipped tensor.
     start, end = (v + size if v < 0 else v for v in (start, end))
-    begin = max(size - 1 - start, 0) if isinstance(start, int) and isinstance(size, int) else torch.sym_max(size - 1 - start, 0)
-    return torch.flip(x, [axis])[(slice(None),) * axis + (slice(begin, torch.sym_min(size, size - 1 - end), -step),)]
+    begin = max(size - 1 - start, 0) if isinstance(start, int) and isinstance(size, int) else sym_max(size - 1 - start, 0)
+    return torch.flip(x, [axis])[(slice(None),) * axis + (slice(begin, sym_min(size, size - 1 - end), -step),)]
 
 
 @operator("Gather")
@@ -118,8 +133,8 @@ def _gather(x: Either, indices: Either, *, call: Call, axis: int = 0) -> Tensor:
     axis = axis % x.dim()
     if isinstance(scalar(indices), (int, torch.SymInt)):
         return torch.select(x, axis, scalar(indices))
-    where = call.tensor(indices)
-    return x[(slice(None),) * axis + (where.long(),)]
+    where, table = call.tensor(indices), call.tensor(x)
+    return table[(slice(None),) * axis + (where.long(),)]
 
 
 def _positive(indices: Tensor, size: Any) -> Tensor:
@@ -182,7 +197,7 @@ def _tensor_scatter(cache: Tensor, update: Tensor, starts: Tensor | None = None,
 
 @operator("Expand")
 def _expand(given: Either, shape: Known, *, call: Call) -> Tensor:
-    """Zeros stay zeros that are made, which is how a recurrent layer is seen to start from nothing."""
+    """Zeros are noted, which is how a recurrent layer is seen to start from nothing."""
     zeros = isinstance(given, np.ndarray) and given.dtype != object and given.size == 1 and not given.any()
     x = to_tensor(given) if zeros else call.tensor(given)
     wanted = _whole(ints(shape))
@@ -190,7 +205,7 @@ def _expand(given: Either, shape: Known, *, call: Call) -> Tensor:
     total = max(len(wanted), len(sizes))
     wanted, sizes = [1] * (total - len(wanted)) + wanted, [1] * (total - len(sizes)) + sizes
     new = bounded([w if isinstance(s, int) and s == 1 else s for s, w in zip(sizes, wanted, strict=True)])
-    return torch.zeros(list(new), dtype=x.dtype) if zeros and new else x.expand(*new)
+    return call.zero(torch.zeros(list(new), dtype=x.dtype)) if zeros and new else x.expand(*new)
 
 
 @operator("Tile")
@@ -206,11 +221,12 @@ def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @operator("ConstantOfShape")
-def _constant_of_shape(shape: Known, *, value: Array | None = None) -> Tensor:
+def _constant_of_shape(shape: Known, *, call: Call, value: Array | None = None) -> Tensor:
     fill = torch.zeros(1) if value is None else to_tensor(value)
     number = 0.0 if value is None else value.reshape(-1)[0].item()
     sizes = bounded(ints(shape))
-    return torch.zeros(*sizes, dtype=fill.dtype) if number == 0 and sizes else torch.full(list(sizes), number, dtype=fill.dtype)
+    made = torch.full(list(sizes), number, dtype=fill.dtype)
+    return call.zero(made) if number == 0 else made
 
 
 @operator("Range")
@@ -257,7 +273,9 @@ def _pad(
     half, around = len(given) // 2, [0] * (2 * x.dim())
     for i, axis in enumerate(chosen):
         around[2 * (x.dim() - 1 - axis) : 2 * (x.dim() - axis)] = [given[i], given[half + i]]
-    fill: Any = value if value_ is None else scalar(value_) if isinstance(value_, np.ndarray) and value_.ndim == 0 else value_.reshape(-1)[0]
+    fill: Any = (
+        value if value_ is None else scalar(value_) if isinstance(value_, np.ndarray) and value_.ndim == 0 else value_.reshape(-1)[0]
+    )
     if isinstance(fill, Tensor):
         raise Unsupported("the value that it pads with must be known before the network runs, got one that is computed")
     fill = fill.item() if isinstance(fill, np.generic) else fill
@@ -327,7 +345,7 @@ def _compress(x: Tensor, condition: Known, *, axis: int | None = None) -> Tensor
 
 
 @operator("TopK")
-def _top_k(x: Tensor, k_: Known | None = None, *, k: int = 1, axis: int = -1, largest: int = 1, sorted: int = 1) -> Value:  # noqa: A002
+def _top_k(x: Tensor, k_: Known | None = None, *, k: int = 1, axis: int = -1, largest: int = 1, sorted: int = 1) -> Value:
     count = k if k_ is None else ints(k_)[0]
     kind = x.dtype
     x = x.to(torch.int64) if kind in (torch.uint16, torch.uint32, torch.uint64) else x
@@ -338,7 +356,7 @@ def _top_k(x: Tensor, k_: Known | None = None, *, k: int = 1, axis: int = -1, la
 
 
 @operator("Unique")
-def _unique(x: Tensor, *, axis: int | None = None, sorted: int = 1) -> Value:  # noqa: A002
+def _unique(x: Tensor, *, axis: int | None = None, sorted: int = 1) -> Value:
     if not sorted:
         raise Unsupported("expected unique values in order, got them as they come")
     values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True, dim=axis)

@@ -16,7 +16,14 @@ from hasten.load.importer.types import kind
 
 @operator("DFT")
 def _dft(
-    x: Tensor, length: Known | None = None, axis_: Known | None = None, *, call: Call, axis: int | None = None, inverse: int = 0, onesided: int = 0
+    x: Tensor,
+    length: Known | None = None,
+    axis_: Known | None = None,
+    *,
+    call: Call,
+    axis: int | None = None,
+    inverse: int = 0,
+    onesided: int = 0,
 ) -> Tensor:
     """Along one axis; the half spectrum of real values, or back from it."""
     default = 1 if call.opset < 20 else -2
@@ -26,7 +33,8 @@ def _dft(
     real = x.shape[-1] == 1
     if inverse and onesided:
         count = size or 2 * (x.shape[over] - 1)
-        return torch.fft.irfft(torch.view_as_complex(x.contiguous()), count, over).unsqueeze(-1)
+        whole: Tensor = torch.fft.irfft(torch.view_as_complex(x.contiguous()), count, over)
+        return whole.unsqueeze(-1)
     if onesided:
         if not real:
             raise Unsupported("expected real values for half a spectrum, got complex ones")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.load.importer.table import SIZES, Array, Call, bounded, ints
+from hasten.load.importer.table import SIZES, Array, Call, bounded, ints, sym_int, sym_max, sym_min, sym_not
 
 
 def _entry(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -34,11 +34,11 @@ def sized_array(value: Any) -> Array:
 
 def _pointwise(function: Callable[..., Any]) -> Callable[..., Array]:
     many = np.frompyfunc(function, 2, 1)
-    return lambda call, *given: sized_array(functools.reduce(many, (sized_array(g) for g in given)))
+    return lambda _, *given: sized_array(functools.reduce(many, (sized_array(g) for g in given)))
 
 
 def _single(function: Callable[[Any], Any]) -> Callable[..., Array]:
-    return lambda call, x: sized_array(np.frompyfunc(function, 1, 1)(sized_array(x)))
+    return lambda _, x: sized_array(np.frompyfunc(function, 1, 1)(sized_array(x)))
 
 
 def _float(value: Any) -> bool:
@@ -49,17 +49,13 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b if _float(a) or _float(b) else a // b
 
 
-def _not(a: Any) -> Any:
-    return torch.sym_not(a)
-
-
 for _name, _function in {
-    "Add": op.add, "Sub": op.sub, "Mul": op.mul, "Div": _divide, "Mod": op.mod, "Pow": op.pow, "Max": torch.sym_max, "Min": torch.sym_min,
+    "Add": op.add, "Sub": op.sub, "Mul": op.mul, "Div": _divide, "Mod": op.mod, "Pow": op.pow, "Max": sym_max, "Min": sym_min,
     "Equal": op.eq, "Less": op.lt, "Greater": op.gt, "LessOrEqual": op.le, "GreaterOrEqual": op.ge, "And": op.and_, "Or": op.or_,
 }.items():  # fmt: skip
     SIZES[_name] = _pointwise(_function)
 for _name, _single_function in {
-    "Neg": op.neg, "Abs": abs, "Not": _not, "Ceil": lambda v: math.ceil(v) if _float(v) else v,
+    "Neg": op.neg, "Abs": abs, "Not": sym_not, "Ceil": lambda v: math.ceil(v) if _float(v) else v,
     "Floor": lambda v: math.floor(v) if _float(v) else v, "Sqrt": torch.sym_sqrt,
 }.items():  # fmt: skip
     SIZES[_name] = _single(_single_function)
@@ -74,13 +70,14 @@ def _identity(call: Call, x: Array) -> Array:
 def _cast(call: Call, x: Array, *, to: int, saturate: int = 1, round_mode: str = "") -> Array:
     if to in (1, 10, 11, 16):
         return _single(torch.sym_float)(call, x)
-    return x if to == 9 else _single(lambda v: torch.sym_int(v) if _float(v) else v)(call, x)
+    return x if to == 9 else _single(lambda v: sym_int(v) if _float(v) else v)(call, x)
 
 
 @_entry("CastLike")
 def _cast_like(call: Call, x: Array, like: Array, *, saturate: int = 1, round_mode: str = "") -> Array:
     floats = like.dtype.kind == "f" or (like.dtype == object and any(_float(v) for v in ints(like)))
-    return _cast(call, x, to=1 if floats else 7)
+    made: Array = _cast(call, x, to=1 if floats else 7)
+    return made
 
 
 @_entry("Shape")
@@ -112,7 +109,11 @@ def _slice(call: Call, x: Array, starts: Array, ends: Array, axes: Array | None 
     where = [slice(None)] * x.ndim
     count = len(ints(starts))
     for a, b, axis, step in zip(
-        ints(starts), ints(ends), ints(axes) if axes is not None else range(count), ints(steps) if steps is not None else [1] * count, strict=True
+        ints(starts),
+        ints(ends),
+        ints(axes) if axes is not None else range(count),
+        ints(steps) if steps is not None else [1] * count,
+        strict=True,
     ):
         where[axis] = slice(int(a), None if step < 0 and b < -x.shape[axis] else int(b), step)
     return x[tuple(where)]
@@ -164,5 +165,5 @@ def _reduction(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
     return reduce
 
 
-for _name, _function in {"ReduceProd": op.mul, "ReduceSum": op.add, "ReduceMax": torch.sym_max, "ReduceMin": torch.sym_min}.items():
+for _name, _function in {"ReduceProd": op.mul, "ReduceSum": op.add, "ReduceMax": sym_max, "ReduceMin": sym_min}.items():
     SIZES[_name] = _reduction(_function)

@@ -38,6 +38,11 @@ Value: TypeAlias = Any
 
 MOST_ELEMENTS = 2**26
 
+sym_int: Callable[[Any], Any] = torch.sym_int
+sym_max: Callable[[Any, Any], Any] = torch.sym_max
+sym_min: Callable[[Any, Any], Any] = torch.sym_min
+sym_not: Callable[[Any], Any] = torch.sym_not
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -128,6 +133,17 @@ class Call:
             return sized(value)
         return self.weight("value", value, trained=value.ndim > 0 and value.size > 1 and self.interpreter.store.is_given(value))
 
+    def zero(self, value: Tensor) -> Tensor:
+        """The value, noted as zeros whatever the inputs are."""
+        self.interpreter.zeros[id(value)] = value
+        return value
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether a value is zeros whatever the inputs are."""
+        if isinstance(value, np.ndarray):
+            return value.dtype != object and not value.any()
+        return id(value) in self.interpreter.zeros
+
     def body(self, body: Body, given: Sequence[Value], step: int = 0) -> list[Value]:
         """The outputs of a subgraph (of If, Loop or Scan) for these inputs."""
         return self.interpreter.enter(self, body, given, step)
@@ -151,7 +167,7 @@ def scalar(value: Either) -> Either:
 
 def ints(value: Known) -> list[Any]:
     """Known integers as a list; one number as a list of one."""
-    return value.reshape(-1).tolist()  # type: ignore[no-any-return]
+    return value.reshape(-1).tolist()
 
 
 def constants(value: Known, what: str) -> list[int]:
