@@ -255,7 +255,7 @@ def _make(work: Path, recipe: Recipe, task: dict[str, Any], seed: int, watch: Wa
 
     shop = Workshop(work, loss=task["loss"], seed=seed, deadline_s=_MAKING_S)
     try:
-        plain = Recipe((), presets.default(task["kind"]).as_given)
+        plain = Recipe((), presets.default(task["kind"], imported=task["imported"]).as_given)
         made = {"before": shop.make(plain, work / "before")}
         watch.stage("apply", str(recipe))
         try:

@@ -132,6 +132,7 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
         saved.save(network, fresh / "network")
     return {
         "kind": network.kind,
+        "imported": network.source is not None,
         "fixed_batch": network.fixed_batch,
         "score": {"name": type(chosen).__name__, **dataclasses.asdict(chosen)},  # type: ignore[call-overload]
         "score_name": chosen.name,

@@ -151,7 +151,7 @@ def _pack_all(*, into: str, model: str, data: str | None, rows: int) -> Reply:
     given = None if data is None else read(data).view
     network = files.open_network(Path(model), None if given is None else given.take(slice(0, 4)).inputs)
     network = files.check_forward(network)
-    catalogue = presets.default(network.kind)
+    catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs
     found = []

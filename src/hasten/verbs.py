@@ -208,7 +208,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
         views=split.reopen(place),
         score=prepare.read_score(task["score"]),
         loss=task["loss"],
-        catalogue=presets.default(task["kind"], options.effort),
+        catalogue=presets.default(task["kind"], options.effort, imported=task["imported"]),
         settings=Settings(
             limit=limit,
             batch=task["fixed_batch"] or options.batch,

@@ -24,12 +24,16 @@ class Network:
         body: the module or the graph. Steps return a new one and never write on this one.
         example: one array per input, first axis the batch, at least two rows where the network takes batches.
         fixed_batch: the only batch size that the network takes, or None where it takes any.
+        source: the ONNX model that a module was imported from, while no step has changed it; lowering gives it back as it is.
+        notes: what must be said about how it was opened.
     """
 
     kind: Kind
     body: Any
     example: Arrays
     fixed_batch: int | None = None
+    source: onnx.ModelProto | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def module(self) -> nn.Module:
@@ -47,4 +51,4 @@ class Network:
 
     def with_body(self, body: object, *, kind: Kind | None = None) -> Network:
         """The same inputs around another body."""
-        return replace(self, body=body, kind=kind or self.kind)
+        return replace(self, body=body, kind=kind or self.kind, source=None)

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hasten.core.errors import DataRefused, ModelRefused, UsageError
+from hasten.core.errors import DataRefused, ModelRefused, Unsupported, UsageError
 from hasten.core.network import Arrays, Network
 from hasten.load.archive import open_program
 from hasten.load.batch import random_tensor
 from hasten.load.graphs import Input, graph_inputs, open_graph
 from hasten.load.lift import lift
-from hasten.load.lower import forward, other_batch, reason, relative_difference
+from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference
 
 TAKES = "hasten takes .pt2, .onnx, or an nn.Module from Python"
 _HINTS = {
@@ -39,7 +39,8 @@ def open_network(path: str | Path, example: Arrays | None = None) -> Network:
     """The network in a `.pt2` or `.onnx` file, with `example` as its example batch, or one made up from the shapes in the file.
 
     A made-up example is normal noise, and zeros and ones for integers. A network that was exported for one batch size that
-    could not be freed has that size as `fixed_batch`, and its example is cut to it.
+    could not be freed has that size as `fixed_batch`, and its example is cut to it. An `.onnx` file becomes a module where the
+    importer takes it and gives what ONNX Runtime gives on the example; else it stays a graph, and `notes` says why.
 
     Raises:
         UsageError: if there is no such file.
@@ -64,9 +65,34 @@ def open_network(path: str | Path, example: Arrays | None = None) -> Network:
         fixed = firsts.pop() if len(firsts) == 1 else None
         sizes = tuple(i.shape for i in inputs)
         network = Network(kind="graph", body=body, example=_fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
+        return imported(check_forward(network))
     else:
         raise ModelRefused(_another_kind(path))
     return check_forward(network)
+
+
+def imported(network: Network) -> Network:
+    """A graph as the module that the importer makes of it, with the graph as its `source`.
+
+    It stays a graph with a note where it cannot be imported, or where an output of the module differs from ONNX Runtime's on the
+    example: max |graph − module| ≤ 1e-4 · max |graph|.
+    """
+    from hasten.load.importer import to_module
+
+    try:
+        made = replace(to_module(network), fixed_batch=network.fixed_batch, source=network.graph)
+        for given, example in ((network, network.example), (network, other_batch(network.example)))[: 1 if network.fixed_batch else 2]:
+            _agree(forward(given, example), forward(made, example))
+    except Unsupported as why:
+        note = f"it stays an ONNX graph, so only what works on graphs is tried: {why}"
+        return replace(network, notes=(*network.notes, note))
+    return made
+
+
+def _agree(wanted: Arrays, got: Arrays) -> None:
+    for i, (a, b) in enumerate(zip(wanted, got, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype or not relative_difference(a, b) <= TOLERANCE:
+            raise Unsupported(f"output {i} of the imported network must equal ONNX Runtime's to {TOLERANCE} of its largest, and does not")
 
 
 def from_module(module: nn.Module, example: Sequence[Any] | Tensor | np.ndarray[Any, Any]) -> Network:
@@ -122,11 +148,11 @@ def summarize(network: Network) -> dict[str, Any]:
         leaves = [m for m in network.module.modules() if not any(True for _ in m.children()) and type(m) is not nn.Module]
         layers = Counter(type(m).__name__ for m in leaves)
         parameters = sum(p.numel() for p in network.module.parameters())
-        notes = list(getattr(network.module, "meta", {}).get("notes", ()))
+        notes = [*network.notes, *getattr(network.module, "meta", {}).get("notes", ())]
     else:
         layers = Counter(node.op_type for node in network.graph.graph.node if node.op_type != "Constant")
         parameters = sum(int(np.prod(i.dims)) for i in network.graph.graph.initializer if i.data_type in (1, 10, 11, 16))
-        notes = []
+        notes = list(network.notes)
     return {
         "kind": network.kind,
         "inputs": [_said(a, network) for a in network.example],

@@ -1,6 +1,6 @@
 """A network on disk, for our own processes: written by one, read by another. Not a format to hand around.
 
-The folder holds `network.json`, `example.npz`, and `module.pt` or `model.onnx`.
+The folder holds `network.json`, `example.npz`, and `module.pt` or `model.onnx`; both where the module was imported from the graph.
 
 A user's module is an instance of the user's own class, so only pickle can carry it; cloudpickle also carries classes that were
 defined in a script. Reading a pickle runs code. Therefore `load` reads only what the current user wrote where no one else can
@@ -24,7 +24,7 @@ import torch
 from hasten.core.errors import StorageError
 from hasten.core.network import Network
 
-FORMAT = 1
+FORMAT = 2
 _BODY = {"module": "module.pt", "graph": "model.onnx"}
 
 
@@ -63,11 +63,13 @@ def load(folder: Path) -> Network:
         with np.load(folder / "example.npz", allow_pickle=False) as arrays:
             example = tuple(arrays[f"x{i}"] for i in range(len(arrays)))
         body = _read(kind, folder / _BODY[kind])
+        source = onnx.load(folder / _BODY["graph"]) if facts["imported"] else None
     except StorageError:
         raise
     except Exception as why:  # a damaged pickle can raise anything
         raise StorageError(f"cannot read the network in {folder}: {type(why).__name__}: {why}; start again") from why
-    return Network(kind=kind, body=body, example=example, fixed_batch=facts["fixed_batch"])
+    rest = {"fixed_batch": facts["fixed_batch"], "notes": tuple(facts["notes"])}
+    return Network(kind=kind, body=body, example=example, source=source, **rest)
 
 
 def _write(network: Network, folder: Path) -> None:
@@ -75,8 +77,11 @@ def _write(network: Network, folder: Path) -> None:
         torch.save(network.module, folder / _BODY["module"], pickle_module=cloudpickle)
     else:
         onnx.save(network.graph, folder / _BODY["graph"])
+    if network.source is not None:
+        onnx.save(network.source, folder / _BODY["graph"])
     np.savez(folder / "example.npz", **{f"x{i}": a for i, a in enumerate(network.example)})  # type: ignore[arg-type]
-    facts = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch}
+    facts = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch, "notes": network.notes}
+    facts["imported"] = network.source is not None
     (folder / "network.json").write_text(json.dumps(facts))
 
 

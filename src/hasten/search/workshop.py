@@ -128,7 +128,7 @@ def _ship(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, int
     from hasten.load.program import export_program
 
     original = _original(run)
-    if original.kind == "graph":
+    if original.kind == "graph" or original.source is not None:
         return False
     try:
         program = export_program(original)
