@@ -197,9 +197,7 @@ def test_networks_learn_the_digits(build: type[nn.Module], steps: int) -> None:
     assert (answers.numpy() == task.held_out.labels).mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"a\tb\nc\td\n\t\n", b"a\nb\nc\n\tprofit\n", b"a\nb\nc\nearn\n", b"a\nb\nc\nearn\t\xff\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"a\tb\nc\td\n\t\n", b"a\nb\nc\n\tprofit\n", b"a\nb\nc\nearn\n", b"a\nb\nc\nearn\t\xff\n"])
 def test_damaged_tables_of_text_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "reuters-r8-train.tab").write_bytes(content)
     with pytest.raises(DataRefused, match=r"reuters-r8-train\.tab must"):
