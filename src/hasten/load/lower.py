@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # what torch's exporter writes natively; every later one is its conversion
 TOLERANCE = 1e-4
+_EXPORTER_FOLDS = 8192  # elements
 
 
 def lower(network: Network) -> Network:
@@ -88,6 +89,7 @@ def _export(network: Network) -> onnx.ModelProto:
                 verbose=False,
             )
             assert program is not None
+            _fold_weights(program.model)
             graph: onnx.ModelProto = program.model_proto
     except Exception as why:  # the exporter raises whatever its parts raise
         raise Unsupported(f"this network cannot be exported to ONNX: {reason(why)}") from why
@@ -96,6 +98,15 @@ def _export(network: Network) -> onnx.ModelProto:
     # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
     del graph.graph.value_info[:]
     return graph
+
+
+def _fold_weights(model: Any) -> None:
+    """Computes what depends on weights alone, such as the gates of an LSTM in another order; the exporter leaves large ones."""
+    from onnxscript import optimizer
+
+    largest = max((w.const_value.size for w in model.graph.initializers.values() if w.const_value is not None), default=0)
+    if largest > _EXPORTER_FOLDS:
+        optimizer.optimize_ir(model, num_iterations=1, onnx_shape_inference=False, input_size_limit=largest, output_size_limit=largest)
 
 
 def _names(letter: str, count: int) -> list[str]:
