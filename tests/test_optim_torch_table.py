@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hasten import optim
 from hasten.core.errors import HastenError
 
 pytest.importorskip("expecttest", reason="torch's table needs expecttest; pip install hasten[dev]")
-from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
+with warnings.catch_warnings(action="ignore"):  # that hypothesis, which the table does not use, is not installed
+    from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 INFOS = {info.optim_cls.__name__: info for info in optim_db if hasattr(optim, info.optim_cls.__name__)}
 ELSEWHERE = {

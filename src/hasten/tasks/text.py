@@ -77,7 +77,7 @@ def minilm(classes: int) -> nn.Module:
             return logits
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         with torch.no_grad():
             return Probe().eval()
