@@ -5,6 +5,7 @@ Inputs: token ids (n, 64) int64 and mask (n, 64) int64, 1 where there is a token
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,8 @@ def minilm(classes: int) -> nn.Module:
     """
     import torch
     from torch import Tensor, nn
-    from transformers import BertModel, logging
+    from transformers import BertModel
+    from transformers.utils import logging as messages
 
     class Probe(nn.Module):
         def __init__(self) -> None:
@@ -76,13 +78,13 @@ def minilm(classes: int) -> nn.Module:
             logits: Tensor = self.head(self.embed(ids, mask))
             return logits
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = messages.get_verbosity()
+    messages.set_verbosity(logging.ERROR)
     try:
         with torch.no_grad():
             return Probe().eval()
     finally:
-        logging.set_verbosity(verbosity)
+        messages.set_verbosity(verbosity)
 
 
 def _read(path: Path) -> tuple[list[str], list[str]]:
