@@ -46,7 +46,7 @@ def write_files(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "model.pt2", folder / "data.npz", folder / "prove.npz"
 
 
-def lean(kind: Kind, effort: str = "normal") -> Catalogue:
+def lean(kind: Kind, effort: str = "normal", *, imported: bool = False) -> Catalogue:
     """One engine beside the given one, two steps; any effort."""
     del effort
     given = Eager() if kind == "module" else OnnxRuntime(threads=1)

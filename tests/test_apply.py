@@ -247,15 +247,37 @@ def test_bad_words(case: str, five: Path, inputs: Files, tmp_path: Path, capsys:
     assert "Traceback" not in err
 
 
-def test_a_graph_cannot_be_trained_and_the_step_says_so(other: nn.Module, inputs: Files, tmp_path: Path) -> None:
+def onnx_file(module: nn.Module, path: Path, *, known: bool) -> Path:
+    """The module as an `.onnx` file; with noise times zero added, which the importer does not know."""
     import onnx
+    from onnx import helper, numpy_helper
 
     from hasten.load import files
 
-    graph = lower(files.from_module(other, (problems.data().train.inputs[0][:4],)))
-    onnx.save(graph.graph, tmp_path / "model.onnx")
-    with pytest.raises(Unsupported, match=r"FineTune needs a torch module, and the network is an ONNX graph; give it as \.pt2"):
-        hasten.apply(Recipe((FineTune(),), OnnxRuntime()), tmp_path / "model.onnx", inputs[1], out=tmp_path / "out")
+    model = lower(files.from_module(module, (problems.data().train.inputs[0][:4],))).graph
+    if not known:
+        graph, name = model.graph, model.graph.output[0].name
+        for node in graph.node:
+            node.output[:] = [f"{name}_before" if o == name else o for o in node.output]
+        graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nothing"))
+        graph.node.append(helper.make_node("RandomNormalLike", [f"{name}_before"], ["noise"], name="noise"))
+        graph.node.append(helper.make_node("Mul", ["noise", "nothing"], ["silence"]))
+        graph.node.append(helper.make_node("Add", [f"{name}_before", "silence"], [name]))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_cannot_be_trained_and_the_step_says_so(other: nn.Module, inputs: Files, tmp_path: Path) -> None:
+    given = onnx_file(other, tmp_path / "model.onnx", known=False)
+    with pytest.raises(Unsupported, match=r"FineTune needs a torch module, and the network is an ONNX graph.*RandomNormalLike"):
+        hasten.apply(Recipe((FineTune(),), OnnxRuntime()), given, inputs[1], out=tmp_path / "out")
+
+
+def test_an_onnx_file_is_trained_where_its_operators_are_known(other: nn.Module, inputs: Files, tmp_path: Path) -> None:
+    given = onnx_file(other, tmp_path / "model.onnx", known=True)
+    applied = hasten.apply(Recipe((FineTune(epochs=1),), OnnxRuntime()), given, inputs[1], out=tmp_path / "out")
+    assert (Path(applied.artifact) / "model.onnx").read_bytes() != given.read_bytes()
+    assert applied.score_after >= applied.score_before - 0.05
 
 
 def test_other_refusals(other: nn.Module, tmp_path: Path) -> None:

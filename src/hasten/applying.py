@@ -147,7 +147,7 @@ def apply(
         work = Path(name)
         watch.stage("load", "reading the data and opening the network")
         task = _prepare(work, model, data, columns, seed)
-        _check_form(asked, task["kind"])
+        _check_form(asked, task)
         made = _make(work, asked, task, seed, watch)
         watch.stage("score", "scoring the network as given and the result")
         before, after = _scores(work, made, task)
@@ -240,13 +240,16 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
         else:
             verbs.save_module(model, work)
             opened = child.call("hasten.prepare:check_saved", **here, **known)
-    return {**task, **opened.value}
+    return {**task, **opened.value, "notes": [*task["notes"], *opened.value["network_notes"]]}
 
 
-def _check_form(recipe: Recipe, kind: str) -> None:
+def _check_form(recipe: Recipe, task: dict[str, Any]) -> None:
     for part in recipe.parts:
-        if kind == "graph" and part.takes == "module":
-            raise Unsupported(f"{describe(part)} needs a torch module, and the network is an ONNX graph; give it as .pt2 or from Python")
+        if task["kind"] == "graph" and part.takes == "module":
+            why = "; ".join(task["network_notes"])
+            raise Unsupported(
+                f"{describe(part)} needs a torch module, and the network is an ONNX graph ({why}); give it as .pt2 or from Python"
+            )
 
 
 def _make(work: Path, recipe: Recipe, task: dict[str, Any], seed: int, watch: Watch) -> dict[str, dict[str, Any]]:

@@ -133,6 +133,7 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
     return {
         "kind": network.kind,
         "imported": network.source is not None,
+        "network_notes": list(network.notes),
         "fixed_batch": network.fixed_batch,
         "score": {"name": type(chosen).__name__, **dataclasses.asdict(chosen)},  # type: ignore[call-overload]
         "score_name": chosen.name,

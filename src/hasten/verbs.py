@@ -241,7 +241,8 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
         else:
             save_module(given.model, place)
             opened = child.call("hasten.prepare:check_saved", **here, **known)
-    return {**task, **opened.value, "model": given.name, "command": options.command}
+    notes = [*task["notes"], *opened.value["network_notes"]]
+    return {**task, **opened.value, "notes": notes, "model": given.name, "command": options.command}
 
 
 def save_module(module: nn.Module, place: Path) -> None:

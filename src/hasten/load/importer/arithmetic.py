@@ -178,8 +178,9 @@ def _leaky(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 def _prelu(x: Tensor, weight: Either, *, call: Call) -> Tensor:
     """One slope, or one for each channel, is a layer; other shapes are arithmetic."""
     if isinstance(weight, np.ndarray):
-        tail = weight.shape[1:] if weight.ndim == x.dim() - 1 else (1,)
-        if weight.size == 1 or (x.dim() > 1 and weight.size == x.shape[1] and set(tail) <= {1} and weight.ndim == x.dim() - 1):
+        places = x.dim() - 2  # axes behind the channels
+        by_channel = x.dim() > 1 and weight.shape in ((x.shape[1], *[1] * places), (1, x.shape[1], *[1] * places))
+        if weight.size == 1 or by_channel:
             return F.prelu(x, call.weight("weight", weight.reshape(-1)))
     slope = call.tensor(weight)
     if call.opset < 7 and slope.dim() == 1 and x.dim() > 1:
