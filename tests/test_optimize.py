@@ -242,7 +242,7 @@ def test_prove_is_opened_once_and_only_after_the_candidates_are_frozen(
 
 
 def only(as_given: object, *engines: object):  # type: ignore[no-untyped-def]
-    return lambda *_: Catalogue(as_given=as_given, engines=engines, steps=())  # type: ignore[arg-type]
+    return lambda *_, **__: Catalogue(as_given=as_given, engines=engines, steps=())  # type: ignore[arg-type]
 
 
 def test_nothing_helps_and_the_network_comes_back_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

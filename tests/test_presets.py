@@ -29,7 +29,9 @@ def test_the_search_prunes_trains_and_rounds_by_itself(tmp_path: Path, monkeypat
     """By the typed fields of the steps alone: a pruned network is trained before it is judged, and later steps build on it."""
     catalogue = DEFAULT("module", "thorough")
     engines = tuple(e for e in catalogue.engines if type(e).__name__ == "OnnxRuntime")
-    monkeypatch.setattr(presets, "default", lambda *_: type(catalogue)(as_given=catalogue.as_given, engines=engines, steps=catalogue.steps))
+    monkeypatch.setattr(
+        presets, "default", lambda *_, **__: type(catalogue)(as_given=catalogue.as_given, engines=engines, steps=catalogue.steps)
+    )
     monkeypatch.setattr(timing, "FULL", timing.Protocol(fewest=2, most=2, block_ms=5, blocks=2))
     inputs = problems.write_files(tmp_path)
     report = verbs.optimize(*inputs, max_drop=0.05, run=tmp_path / "run", options=Options(trials=30, effort="thorough"))
