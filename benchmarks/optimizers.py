@@ -81,7 +81,7 @@ def floor(params: list[nn.Parameter], more: int) -> Callable[[], object]:
     run = kernel.kernel(form)
     arrays = [[p.detach(), p.grad, *(torch.zeros_like(p) for _ in names)] for p in params]
     pointers, sizes = [t.data_ptr() for row in arrays for t in row if t is not None], [p.numel() for p in params]
-    return lambda arrays=arrays: run(sizes, pointers, (1e-9,), 0, 0)  # type: ignore[misc]
+    return lambda arrays=arrays: run(sizes, pointers, (1e-9,) * len(sizes), 0, 0)  # type: ignore[misc]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

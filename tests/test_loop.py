@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from hasten import optim
 from hasten.core.data import View
 from hasten.core.errors import BackendMissing, DataRefused, Unsupported, UsageError
 from hasten.train import Augment, Average, Checkpoints, Clip, Diverged, Fit, Health, Precision, Stop, Trainer, fit
@@ -29,9 +30,8 @@ def test_the_loop_equals_one_written_by_hand():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     module.train()
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in module.parameters() if (p.ndim >= 2) == wide], "weight_decay": 0.01 * wide} for wide in (True, False)],
-        fused=True,
+    optimizer = optim.AdamW(
+        [{"params": [p for p in module.parameters() if (p.ndim >= 2) == wide], "weight_decay": 0.01 * wide} for wide in (True, False)]
     )
     x, y = torch.from_numpy(view.inputs[0]), torch.from_numpy(view.labels)
     step = 0

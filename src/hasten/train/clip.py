@@ -61,7 +61,7 @@ class Clip:
         return size
 
 
-def global_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """‖g‖ of all gradients together; those of one network on one device need not be sorted first, as torch does for a longer while."""
     if len({(g.device, g.layout) for g in gradients}) != 1 or gradients[0].layout != torch.strided:
         return nn.utils.get_total_norm(gradients)
