@@ -17,6 +17,7 @@ BLOCK = 256
 _TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "signed": "int8_t", "square": "uint8_t"}
 _SMALL = ("signed", "square")
 LEVELS = {"signed": 127, "square": 255}
+LEAST_SCALE = 1e-35  # a block of smaller numbers is all 0: the division by its scale would not be finite
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ static inline uint32_t bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; 
 static inline float of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline float wide(uint16_t x) { return of_bits(uint32_t(x) << 16); }
 static inline uint32_t highest(uint32_t a, uint32_t b) { return a > b ? a : b; }
-static inline uint16_t narrow(float x, uint32_t more) { return x != x ? 0x7FC0 : uint16_t((bits(x) + more) >> 16); }
+static inline uint16_t narrow(float x, uint32_t more) { return (x != x ? 0x7FC00000u : bits(x) + more) >> 16; }
 static inline uint16_t nearest(float x) { return narrow(x, 0x7FFFu + ((bits(x) >> 16) & 1u)); }
 """
 
@@ -84,7 +85,7 @@ ODD = (0x9E3779B9, 0xB5297A4D, 0x68E31DA5, 0x1B56C4E9)
 
 def _noise(order: int) -> str:
     """16 bits: multiples of an odd number, spread evenly over neighbours, moved as a whole by the random seed of the step."""
-    return f"(((at + uint32_t(k)) * {ODD[order % 4]}u + seed) >> 16)"
+    return f"((begin_{order} + uint32_t(k) * {ODD[order % 4]}u) >> 16)"
 
 
 def written(form: Form) -> str:
@@ -104,7 +105,7 @@ def written(form: Form) -> str:
         *(f"double s{k} = 0;" for k in range(len(sums))),
         f"for (int64_t j = 0; j < count; j += {block}) {{",
         f"const int32_t m = less({block}, count - j);",  # of 32 bits, as the elements: nothing is widened inside the loop
-        "const uint32_t at = start + j;",
+        *(f"const uint32_t begin_{order} = uint32_t(start + j) * {ODD[order % 4]}u + seed;" for order in range(len(names))),
         *(f"uint32_t peak_{name} = 0;" for name, _ in small),
         *(f"real w_{name}[{BLOCK}]; const real step_{name} = S_{name}[j / {BLOCK}] / {LEVELS[s]};" for name, s in small),
         "#pragma omp simd" + _reduced("+", [f"s{k}" for k in range(len(sums))]) + _reduced("max", [f"peak_{name}" for name, _ in small]),
@@ -161,13 +162,13 @@ def _store(name: str, storage: str, end: str | None, order: int) -> str:
 
 def _pack(name: str, storage: str, order: int) -> list[str]:
     """Rounds one block to 8 bits. Its peak was found by its bits, among which what is not finite is largest; it makes the scale NaN."""
-    levels, least = (127, "-127.0f") if storage == "signed" else (255, f"(w_{name}[k] > 0 ? 1.0f : 0.0f)")
+    levels, least = (127, "-127") if storage == "signed" else (255, f"w_{name}[k] > 0")
     return [
         f"const real most_{name} = of_bits(peak_{name}), scale_{name} = most_{name} + (most_{name} - most_{name});",
         f"S_{name}[j / {BLOCK}] = scale_{name};",
-        f"const real grid_{name} = scale_{name} > 0 ? {levels} / scale_{name} : 0;",
+        f"const real grid_{name} = scale_{name} > {LEAST_SCALE}f ? {levels} / scale_{name} : 0;",
         "#pragma omp simd",
         f"for (int32_t k = 0; k < m; ++k) {{ const real u = int32_t{_noise(order)} * (1.0f / 65536);",
-        f"const real q = down(w_{name}[k] * grid_{name} + u), least = {least};",
-        f"A_{name}[j + k] = ({_TYPES[storage]})(int32_t)(q > least ? (q < {levels} ? q : {levels}) : least); }}",
+        f"const int32_t q = (int32_t)down(w_{name}[k] * grid_{name} + u), least = {least}, low = q > least ? q : least;",
+        f"A_{name}[j + k] = ({_TYPES[storage]})(low < {levels} ? low : {levels}); }}",
     ]
