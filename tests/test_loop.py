@@ -329,6 +329,18 @@ def test_a_view_on_disk_that_does_not_fit_is_read_from_there(tmp_path, monkeypat
     assert contents(fit(seeded(plain), view, settings=BASE).module) == contents(fit(seeded(plain), points(), settings=BASE).module)
 
 
+@pytest.mark.parametrize("settings", [BASE, replace(BASE, distil=0.5), replace(BASE, batch=None)], ids=["labels", "teacher", "whole"])
+def test_the_data_are_neither_copied_nor_written_on(settings):
+    view = points()
+    for array in view.inputs:
+        array.flags.writeable = False
+    before = [array.copy() for array in view.inputs]
+    assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data
+    at_work = seeded(lambda: nn.Sequential(nn.ReLU(inplace=True), *plain()))  # its first layer writes on what it is given
+    Trainer(settings=settings, validation=view, teacher=at_work if settings.distil else None).fit(at_work, view)
+    assert all(np.array_equal(a, b) for a, b in zip(view.inputs, before, strict=True))
+
+
 def test_a_stream_refuses_what_needs_single_examples():
     batches = [(torch.zeros(4, 6), torch.zeros(4, dtype=torch.long))]
     with pytest.raises(UsageError, match="this is a stream; give a View"):

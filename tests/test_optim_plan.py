@@ -202,3 +202,16 @@ def test_subclasses_with_a_step_of_their_own_call_hooks_once() -> None:
     w.grad = torch.ones(2)
     optimizer.step()
     assert told == [1]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_of_vanishing_numbers_is_zero_in_8_bits(fused: bool) -> None:
+    w = nn.Parameter(torch.ones(300))
+    optimizer = optim.Lion([w], lr=0.0, state_dtype=torch.int8, fused=fused)
+    w.grad = torch.zeros(300)
+    w.grad[7] = 1e-36
+    optimizer.step()
+    assert not optimizer.state[w]["exp_avg"].any()
+    w.grad[7] = 1e-3
+    optimizer.step()
+    assert optimizer.state[w]["exp_avg"][7] == 127

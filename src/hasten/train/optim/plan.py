@@ -5,6 +5,7 @@ one launch, and as long as parameters, states and settings are those of the step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,9 @@ class Plan:
         counts: how many each group has.
         asked: the settings of the groups that the kernel was chosen by.
         gradient: the type of every gradient.
-        states: of the parameters.
-        names: of what a state holds.
-        held: what the states hold, by name.
-        counters: of all parameters, one tensor by name; the states hold views of them.
+        states: all that the optimizer has.
+        held: what they hold, one state behind the other.
+        steps: that each parameter has taken; the states hold views of it.
         buffers: of all parameters, by their place behind parameter and gradient.
         sizes: of the parameters.
     """
@@ -44,9 +44,8 @@ class Plan:
     asked: list[Any]
     gradient: torch.dtype
     states: list[State]
-    names: list[str]
-    held: dict[str, list[Tensor]]
-    counters: dict[str, Tensor]
+    held: list[Any]
+    steps: Tensor
     buffers: list[list[Tensor]]
     sizes: list[int]
 
@@ -55,18 +54,15 @@ class Plan:
         gradients = self._gradients()
         if gradients is None or not self._same(optimizer):
             return False
-        known = {name: values.tolist() for name, values in self.counters.items()}
-        if any(values.count(values[0]) != len(values) for values in known.values()):
+        steps = self.steps.tolist()
+        if steps.count(steps[0]) != len(steps):
             return False
-        counters = {name: values[0] for name, values in known.items()}
-        numbers: list[float] = []
+        step, numbers = steps[0] + 1, list[float]()
         for group, count in zip(optimizer.param_groups, self.counts, strict=True):
-            after = optimizer.advance(group, counters)
-            numbers += [*optimizer.numbers(group, after).values()] * count
-        for name, values in self.counters.items():
-            values.fill_(after[name])
+            numbers += [*optimizer.numbers(group, {"step": step}).values()] * count
+        self.steps.fill_(step)
         pointers = [t.data_ptr() for tensors in zip(self.params, gradients, *self.buffers, strict=True) for t in tensors]
-        self.run(self.sizes, pointers, numbers, seed_of(int(after["step"])), 0)
+        self.run(self.sizes, pointers, numbers, seed_of(int(step)), 0)
         return True
 
     def _gradients(self) -> list[Tensor] | None:
@@ -81,12 +77,14 @@ class Plan:
 
     def _same(self, optimizer: Elementwise) -> bool:
         """Whether all but the gradients are as they were."""
-        groups, state = optimizer.param_groups, optimizer.state
+        groups, states = optimizer.param_groups, optimizer.state
         return (
             [len(group["params"]) for group in groups] == self.counts
-            and all(map(is_, (p for group in groups for p in group["params"]), self.params))
-            and all(map(is_, (state[p] for p in self.params), self.states))
-            and all(all(map(is_, [one.get(name) for one in self.states], self.held[name])) for name in self.names)
+            and all(map(is_, chain.from_iterable(group["params"] for group in groups), self.params))
+            and len(states) == len(self.states)
+            and all(map(is_, states.values(), self.states))
+            and sum(map(len, self.states)) == len(self.held)
+            and all(map(is_, chain.from_iterable(map(dict.values, self.states)), self.held))
             and [p.numel() for p in self.params if p.is_cpu and p.is_contiguous()] == self.sizes
             and [_asked(optimizer, group) for group in groups] == self.asked
         )
@@ -119,9 +117,8 @@ def plan_of(optimizer: Elementwise) -> Plan | None:
         return None
     params, _, *buffers = (list(column) for column in zip(*rows, strict=True))
     counts = [len(group["params"]) for group in groups]
-    states = [optimizer.state[p] for p in params]
-    counters = {name: _gathered(states, name) for name in optimizer.counters}
-    names = list(states[0])
+    steps = _gathered([optimizer.state[p] for p in params])
+    states = list(optimizer.state.values())
     return Plan(
         run=run,
         params=params,
@@ -129,9 +126,8 @@ def plan_of(optimizer: Elementwise) -> Plan | None:
         asked=asked,
         gradient=rows[0][1].dtype,
         states=states,
-        names=names,
-        held={name: [one[name] for one in states] for name in names},
-        counters=counters,
+        held=[value for one in states for value in one.values()],
+        steps=steps,
         buffers=buffers,
         sizes=[p.numel() for p in params],
     )
@@ -141,9 +137,9 @@ def _asked(optimizer: Elementwise, group: Group) -> Any:
     return optimizer.buffers(group), optimizer.flags(group), [group[name] for name in _OPTIONS]
 
 
-def _gathered(states: list[State], name: str) -> Tensor:
-    """A counter of all parameters side by side, so that one call moves it; the states keep views."""
-    values = torch.stack([state[name] for state in states])
-    for state, view in zip(states, values, strict=True):
-        state[name] = view
-    return values
+def _gathered(states: list[State]) -> Tensor:
+    """The steps of all parameters side by side, so that one call counts them all; the states keep views."""
+    steps = torch.stack([state["step"] for state in states])
+    for state, view in zip(states, steps, strict=True):
+        state["step"] = view
+    return steps
