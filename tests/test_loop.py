@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from hasten import optim
 from hasten.core.data import View
 from hasten.core.errors import BackendMissing, DataRefused, Unsupported, UsageError
 from hasten.train import Augment, Average, Checkpoints, Clip, Diverged, Fit, Health, Precision, Stop, Trainer, fit
@@ -29,9 +30,8 @@ def test_the_loop_equals_one_written_by_hand():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     module.train()
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in module.parameters() if (p.ndim >= 2) == wide], "weight_decay": 0.01 * wide} for wide in (True, False)],
-        fused=True,
+    optimizer = optim.AdamW(
+        [{"params": [p for p in module.parameters() if (p.ndim >= 2) == wide], "weight_decay": 0.01 * wide} for wide in (True, False)]
     )
     x, y = torch.from_numpy(view.inputs[0]), torch.from_numpy(view.labels)
     step = 0
@@ -327,6 +327,18 @@ def test_a_view_on_disk_that_does_not_fit_is_read_from_there(tmp_path, monkeypat
     monkeypatch.setattr("hasten.train.loop.room_bytes", lambda: 10)
     assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data, "the file itself"
     assert contents(fit(seeded(plain), view, settings=BASE).module) == contents(fit(seeded(plain), points(), settings=BASE).module)
+
+
+@pytest.mark.parametrize("settings", [BASE, replace(BASE, distil=0.5), replace(BASE, batch=None)], ids=["labels", "teacher", "whole"])
+def test_the_data_are_neither_copied_nor_written_on(settings):
+    view = points()
+    for array in view.inputs:
+        array.flags.writeable = False
+    before = [array.copy() for array in view.inputs]
+    assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data
+    at_work = seeded(lambda: nn.Sequential(nn.ReLU(inplace=True), *plain()))  # its first layer writes on what it is given
+    Trainer(settings=settings, validation=view, teacher=at_work if settings.distil else None).fit(at_work, view)
+    assert all(np.array_equal(a, b) for a, b in zip(view.inputs, before, strict=True))
 
 
 def test_a_stream_refuses_what_needs_single_examples():

@@ -347,11 +347,14 @@ def test_a_scaler_scales_and_skips() -> None:
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-6)
 
 
-def test_the_loop_takes_the_faster_one() -> None:
-    """Ours from a million parameters on, torch's fused one below; both mean the same."""
+def test_the_loop_takes_ours_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours on a CPU with a compiler, else torch's fused one; both mean the same."""
     for kind, name in (("adamw", "AdamW"), ("sgd", "SGD")):
-        large, small = (optimizer_of(nn.Linear(1000, n, bias=False), Fit(optimizer=kind)) for n in (1000, 10))
-        assert type(large) is getattr(optim, name)
-        assert type(small) is getattr(torch.optim, name)
-        shared = set(large.param_groups[0]) & set(small.param_groups[0]) - {"params"}
-        assert all(large.param_groups[0][key] == small.param_groups[0][key] for key in shared)
+        monkeypatch.undo()
+        ours = optimizer_of(nn.Linear(10, 10), Fit(optimizer=kind))
+        monkeypatch.setattr(optim, "missing", lambda: "no compiler")
+        theirs = optimizer_of(nn.Linear(10, 10), Fit(optimizer=kind))
+        assert type(ours) is getattr(optim, name)
+        assert type(theirs) is getattr(torch.optim, name)
+        shared = set(ours.param_groups[0]) & set(theirs.param_groups[0]) - {"params", "fused"}
+        assert all(ours.param_groups[0][key] == theirs.param_groups[0][key] for key in shared)

@@ -46,11 +46,11 @@ class Clip:
 
     def __call__(self, weights: Sequence[nn.Parameter]) -> float:
         """Clips the gradients in place; the global norm that they had before. Where that is not finite they stay as they are."""
-        held = [w for w in weights if w.grad is not None]
-        norm = nn.utils.get_total_norm([w.grad for w in held if w.grad is not None])
+        norm = global_norm([w.grad for w in weights if w.grad is not None])
         size = norm.item()
         if not math.isfinite(size):
             return size
+        held = [w for w in weights if w.grad is not None]
         if self.by == "norm":
             if size + 1e-6 > 0.999 * self.at:  # below it torch multiplies by exactly 1, which takes its time
                 nn.utils.clip_grads_with_norm_(held, self.at, norm)
@@ -59,6 +59,14 @@ class Clip:
         else:
             _adaptive(held, self.at)
         return size
+
+
+def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """‖g‖ of all gradients together; those of one network on one device need not be sorted first, as torch does for a longer while."""
+    if len({(g.device, g.layout) for g in gradients}) != 1 or gradients[0].layout != torch.strided:
+        return nn.utils.get_total_norm(gradients)
+    norms: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norms
 
 
 @torch.no_grad()

@@ -13,8 +13,6 @@ from hasten.core.names import check_met, meets
 from hasten.train import optim
 from hasten.train.settings import Fit
 
-_LARGE = 1_000_000
-
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that ask for a gradient. Raises Unsupported where there are none."""
@@ -80,10 +78,9 @@ def _optimizer(groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.O
         return made
     weights = [p for g in groups for p in g["params"]]
     places = {p.device.type for p in weights}
-    # on a processor our kernels win where memory decides; below that, what torch does before its kernel is shorter
-    ours = sum(p.numel() for p in weights) >= _LARGE and places == {"cpu"} and optim.missing() is None
+    ours = places == {"cpu"} and optim.missing() is None
     sgd, adamw = (optim.SGD, optim.AdamW) if ours else (torch.optim.SGD, torch.optim.AdamW)
-    fused = "xla" not in places  # XLA fuses by itself and refuses theirs
+    fused = None if ours else "xla" not in places  # ours take their kernel by themselves; XLA fuses by itself and refuses torch's
     if settings.optimizer == "sgd":
         return sgd(groups, lr=settings.highest, momentum=0.9, nesterov=True, fused=fused)
     return adamw(groups, lr=settings.highest, fused=fused)

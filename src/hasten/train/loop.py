@@ -298,15 +298,19 @@ def _check_stream(settings: Fit, stream: Stream) -> None:
 
 
 def _tensors(view: View, place: torch.device) -> Tensors:
-    """A copy on the device; of data on disk that is too large for memory, the file itself, read where it is touched."""
+    """The data on the device: what lies in memory without a copy, for batches are gathered and nothing writes on it.
+
+    What lies on disk is read, but where it is too large for memory it stays there and is read where it is touched.
+    """
     large = sum(a.nbytes for a in view.inputs) > room_bytes()
     found = []
     for array in view.inputs:
-        if large and isinstance(array, np.memmap):
-            with warnings.catch_warnings(action="ignore"):  # that it cannot be written on
-                found.append(torch.from_numpy(array))
-        else:
-            found.append(torch.from_numpy(np.array(array)).to(place))
+        on_disk = isinstance(array, np.memmap)
+        if on_disk and not large:
+            array = np.array(array)
+        with warnings.catch_warnings(action="ignore"):  # that it cannot be written on
+            tensor = torch.from_numpy(array if on_disk else np.ascontiguousarray(array))
+        found.append(tensor if on_disk and large else tensor.to(place))
     return tuple(found)
 
 

@@ -122,7 +122,8 @@ class _Teacher:
         known = tuple(o.new_empty((examples, *o.shape[1:])) for o in given)
         for start in range(0, examples, size):
             part = slice(min(start, examples - size), start + size)
-            for whole, piece in zip(known, self._ask(tuple(a[part] for a in inputs)), strict=True):
+            seen = tuple(a[part].clone() for a in inputs)  # a first layer may work in place, on data that are the user's own
+            for whole, piece in zip(known, self._ask(seen), strict=True):
                 whole[part] = piece
         return known
 
@@ -204,7 +205,7 @@ def _score_rows(shown: torch.Tensor, axis: int) -> Callable[[torch.Tensor], torc
     probabilities = bool((shares >= 0).all()) and torch.allclose(shares.sum(-1), torch.ones(()).to(shares), atol=1e-3)
 
     def rows(outputs: torch.Tensor) -> torch.Tensor:
-        flat = outputs.movedim(axis, -1).flatten(0, -2)  # (batch × places, classes)
+        flat = outputs if outputs.ndim == 2 else outputs.movedim(axis, -1).flatten(0, -2)  # (batch × places, classes)
         return flat.clamp_min(torch.finfo(flat.dtype).tiny).log() if probabilities else flat
 
     return rows

@@ -15,7 +15,7 @@ from torch import nn
 from hasten.core.errors import Unsupported
 from hasten.train.augment import Augmenter
 from hasten.train.average import Averaged, recalibrate
-from hasten.train.health import Finding, birthplace, copied_buffers, layer_norms, put_buffers
+from hasten.train.health import Finding, Norms, birthplace, copied_buffers, layer_norms, put_buffers
 from hasten.train.layers import optimizer_of, trainable, training_mode
 from hasten.train.objective import Objective
 from hasten.train.outputs import Tensors, outputs_of
@@ -77,7 +77,8 @@ class Run:
         schedule = settings.scheduled()
         self._scheduler = schedule.factory(self._optimizer) if isinstance(schedule, OfTorch) else None
         self._scaler = settings.precision.scaler(self._device)
-        self._augmenter = Augmenter(settings.augment(), lesson.examples, lesson.generator)
+        self._augment = settings.augment()
+        self._augmenter = Augmenter(self._augment, lesson.examples, lesson.generator)
         self._average = Averaged(settings.average, module) if settings.average else None
         self._clip = settings.clipping()
         self._best: dict[str, torch.Tensor] | None = None
@@ -155,7 +156,8 @@ class Run:
 
     def _gradient(self, index: torch.Tensor, inputs: Tensors) -> tuple[float, float, dict[str, float]]:
         """Leaves the clipped gradient in the weights; loss, the norm before, and the norms of the layers if it is time."""
-        self._optimizer.zero_grad()
+        for weight in self._weights:  # what zero_grad does, without what torch does around it
+            weight.grad = None
         value = 0.0
         for mine, seen, share in self._parts(index, inputs):
             loss = self._loss(mine, seen)
@@ -165,10 +167,13 @@ class Run:
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             value += loss.item()
         self._scaler.unscale_(self._optimizer)
-        self._penalize()
+        if any(self.settings.penalty):
+            self._penalize()
         every = self.settings.health.every
-        norms = layer_norms(self.module) if every and self.step % every == 0 else {}
-        self.findings += self.settings.health.findings(self.step, norms)
+        norms: dict[str, Norms] = {}
+        if every and self.step % every == 0:
+            norms = layer_norms(self.module)
+            self.findings += self.settings.health.findings(self.step, norms)
         return value, self._clip(self._weights), {name: one.gradient for name, one in norms.items()}
 
     def _parts(self, index: torch.Tensor, inputs: Tensors) -> list[tuple[torch.Tensor, Tensors, float]]:
@@ -182,7 +187,7 @@ class Run:
         return [one for one in found if one[2]]
 
     def _loss(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
-        augment, aim = self.settings.augment(), self._lesson.aim
+        augment, aim = self._augment, self._lesson.aim
         if augment.needs_images:
             first = self._augmenter.images(inputs[0], index, self._lesson.source.begun, (self.step - 1) / self.steps)
             inputs = (first, *inputs[1:])
@@ -210,7 +215,7 @@ class Run:
     @torch.no_grad()
     def _penalize(self) -> None:
         absolute, square = self.settings.penalty
-        for weight in self._weights if absolute or square else ():
+        for weight in self._weights:
             if weight.ndim >= 2 and weight.grad is not None:
                 weight.grad.add_(weight.sign(), alpha=absolute).add_(weight, alpha=square)
 

@@ -63,7 +63,7 @@ class Resident:
     def next(self) -> tuple[torch.Tensor, Tensors]:
         """The places of the next batch and its inputs."""
         index = next(self._sampler)
-        return index, tuple(a[index.to(a.device)].to(self._device) for a in self._inputs)
+        return index, tuple(a.index_select(0, index.to(a.device)).to(self._device) for a in self._inputs)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -29,7 +29,7 @@ class Targets:
         self.values = read(labels)
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        return self.values[index.to(self.values.device)]
+        return self.values.index_select(0, index.to(self.values.device))
 
     def put(self, labels: Array) -> None:
         """Takes the labels of the next batch of a stream."""

@@ -28,7 +28,7 @@ from hasten.train.optim.source import Form, written
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 Kernel = Callable[[Sequence[int], Sequence[int], Sequence[float], int, int], list[float]]
-"""(sizes, pointers, numbers, seed, how many sums) → the sums."""
+"""(sizes, pointers, numbers, seed, how many sums) → the sums; pointers and numbers of the tensors one behind the other."""
 
 
 @functools.cache
@@ -46,9 +46,9 @@ def compiled(source: str) -> Kernel:
     def run(sizes: Sequence[int], pointers: Sequence[int], numbers: Sequence[float], seed: int, sums: int) -> list[float]:
         lengths, arrays, given = array.array("q", sizes), array.array("Q", pointers), array.array("d", numbers)
         found = array.array("d", bytes(8 * (sums + 1)))
-        threads = torch.get_num_threads()
-        call(len(lengths), *(a.buffer_info()[0] for a in (lengths, arrays, given)), seed, found.buffer_info()[0], threads)
-        return found.tolist()[:sums]
+        places = [a.buffer_info()[0] for a in (lengths, arrays, given, found)]
+        call(len(lengths), *places[:3], seed, places[3], torch.get_num_threads())
+        return found[:sums].tolist()
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.core.errors import BackendMissing, Unsupported
 from hasten.train.optim import plain
 from hasten.train.optim.expression import Rule, traced
-from hasten.train.optim.kernel import kernel
+from hasten.train.optim.kernel import Kernel, kernel
 from hasten.train.optim.source import BLOCK, Form
 
 Kind = Literal["signed", "square", "weight"]
@@ -37,7 +37,7 @@ def empty_buffer(kind: Kind, dtype: torch.dtype | None, p: Tensor) -> Tensor:
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
-def _seed(step: int) -> int:
+def seed_of(step: int) -> int:
     """A number of 32 bits that looks random; every element's noise is shifted by it (a finalizer of MurmurHash3)."""
     h = step * 0x9E3779B9 & 0xFFFFFFFF
     h = (h ^ (h >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
@@ -65,29 +65,36 @@ def launch(
     rows: dict[tuple[str, ...], list[list[Tensor]]] = {}
     back: Homeward = []
     for p, state in members:
-        row, where = _row(p, state, kinds, back)
-        if not row[0].numel():
+        tensors, where = row(p, state, kinds, back)
+        if not tensors[0].numel():
             continue
-        rows.setdefault(where, []).append(row)
-    truths = tuple({**flags, "maximize": group["maximize"]}.items())
+        rows.setdefault(where, []).append(tensors)
     given = list(numbers.values())
     sums: Numbers = {}
-    for (device, *storages), tensors in rows.items():
-        form = Form(rule, tuple(zip(("p", "g", *kinds), storages, strict=True)), tuple(numbers), truths)
-        _run(form, group, device, tensors, given, _seed(step), sums)
+    for (device, *storages), alike in rows.items():
+        form = form_of(rule, kinds, storages, numbers, flags, group)
+        _run(form, group, device, alike, given, seed_of(step), sums)
     for home, where, value in reversed(back):
         home[where] = value
     return sums
 
 
+def form_of(
+    rule: Rule, kinds: Mapping[str, Kind], storages: Sequence[str], numbers: Iterable[str], flags: Mapping[str, bool], group: Group
+) -> Form:
+    """What the kernel is made for."""
+    truths = tuple({**flags, "maximize": group["maximize"]}.items())
+    return Form(rule, tuple(zip(("p", "g", *kinds), storages, strict=True)), tuple(numbers), truths)
+
+
 def _run(form: Form, group: Group, device: str, rows: list[list[Tensor]], numbers: list[float], seed: int, sums: Numbers) -> None:
-    fused = _kernel(form, group, device)
+    fused = kernel_of(form, group, device)
     if fused is None:
-        for row in rows:
-            plain.run(form, [t.as_strided((t.numel(),), (1,)) for t in row], numbers, seed, sums)
+        for tensors in rows:
+            plain.run(form, [t.as_strided((t.numel(),), (1,)) for t in tensors], numbers, seed, sums)
         return
-    names = _sums(form)
-    found = fused([row[0].numel() for row in rows], [t.data_ptr() for row in rows for t in row], numbers, seed, len(names))
+    names, pointers = _sums(form), [t.data_ptr() for tensors in rows for t in tensors]
+    found = fused([tensors[0].numel() for tensors in rows], pointers, numbers * len(rows), seed, len(names))
     for name, value in zip(names, found, strict=True):
         sums[name] = sums.get(name, 0.0) + value
 
@@ -98,7 +105,7 @@ def _sums(form: Form) -> tuple[str, ...]:
     return tuple(name.removeprefix("sum ") for name in ends if name.startswith("sum "))
 
 
-def _kernel(form: Form, group: Group, device: str):  # type: ignore[no-untyped-def]
+def kernel_of(form: Form, group: Group, device: str) -> Kernel | None:
     """The kernel, or None where the plain path is taken."""
     if group["fused"] is False or group["foreach"]:
         return None
@@ -124,7 +131,7 @@ Homeward = list[tuple[Tensor, Any, Tensor]]
 """What was computed on a copy: (the tensor, where in it, the new values)."""
 
 
-def _row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> tuple[list[Tensor], tuple[str, ...]]:
+def row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> tuple[list[Tensor], tuple[str, ...]]:
     """The flat local tensors of one parameter in the order of the rule, and where and how they are stored."""
     g = p.grad
     assert g is not None
@@ -138,16 +145,16 @@ def _row(p: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> 
         state = {name: torch.view_as_real(v) if name in kinds else v for name, v in state.items()}
     if not dense(p):
         p = _laid(p, torch.empty_like(p), back)
-    row, storages, scales = [p, _laid(g, p, None)], [p.device.type, _NAMES[p.dtype], _NAMES[g.dtype]], []
+    tensors, storages, scales = [p, _laid(g, p, None)], [p.device.type, _NAMES[p.dtype], _NAMES[g.dtype]], []
     for name in kinds:
         buffer = _laid(state[name], p, back)
-        row.append(buffer)
+        tensors.append(buffer)
         if buffer.dtype in (torch.int8, torch.uint8):
             scales.append(state[f"{name}_scale"])
             storages.append("signed" if buffer.dtype == torch.int8 else "square")
         else:
             storages.append(_NAMES[buffer.dtype])
-    return row + scales, tuple(storages)
+    return tensors + scales, tuple(storages)
 
 
 def _named_rows(p: Tensor, g: Tensor, state: State, kinds: Mapping[str, Kind], back: Homeward) -> tuple[Tensor, Tensor, State]:

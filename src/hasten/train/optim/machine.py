@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from hasten.core.errors import Unsupported, UsageError
 from hasten.train.optim.launch import Group, Kind, Numbers, State, empty_buffer, empty_scales, launch, local
+from hasten.train.optim.plan import Plan, plan_of
 
 _ONE = torch.tensor(1.0)  # a number would be made a tensor once for each parameter
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
@@ -70,6 +73,19 @@ def check_shared(group: Mapping[str, Any]) -> None:
         raise UsageError(f"state_dtype must be one of {list(_STATE_DTYPES)}, got {group['state_dtype']}")
 
 
+def _looked_at(step: Callable[..., Any], wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """`wrapped` where a profiler or a hook looks on, else `step`."""
+
+    @functools.wraps(wrapped)  # with torch's mark on it that a step is wrapped
+    def taken(self: Optimizer, *args: Any, **named: Any) -> Any:
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        everywhere = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        seen = hooks or everywhere or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        return (wrapped if seen else step)(self, *args, **named)
+
+    return taken
+
+
 class Optimizer(torch.optim.Optimizer):
     """What all optimizers here share: options checked for each group, closures, state that keeps its types."""
 
@@ -78,6 +94,14 @@ class Optimizer(torch.optim.Optimizer):
         if unknown:
             raise TypeError(f"{type(self).__name__} takes no {sorted(unknown)}; it takes {sorted([*defaults, *_DEFAULTS])}")
         super().__init__(params, {**defaults, **_DEFAULTS, **options})
+
+    def _patch_step_function(self) -> None:
+        """torch wraps each step for profilers and hooks, which takes as long as a small step itself: only while there are some."""
+        kind: Any = type(self)
+        step = kind.step
+        super()._patch_step_function()
+        if kind.step is not step:
+            kind.step = _looked_at(step, kind.step)
 
     def add_param_group(self, param_group: Group) -> None:
         """As in torch; the settings are checked first."""
@@ -150,6 +174,7 @@ class Elementwise(Optimizer):
     """An optimizer whose rule treats every element by itself. A subclass gives the rule and what it needs."""
 
     counters: ClassVar[Numbers] = {"step": 0.0}
+    _plan: Plan | None = None
 
     def buffers(self, group: Group) -> dict[str, Kind]:
         """The arrays that the rule of this group keeps beside the parameter."""
@@ -165,8 +190,9 @@ class Elementwise(Optimizer):
         raise NotImplementedError
 
     def flags(self, group: Group) -> dict[str, bool]:
-        """What the rule branches on."""
-        return {"decays": group["weight_decay"] != 0}
+        """What the rule branches on. One group's decay lets all decay, some by 0: so they share a kernel and a launch."""
+        del group
+        return {"decays": any(one["weight_decay"] != 0 for one in self.param_groups)}
 
     def begin(self, group: Group, name: str, p: Tensor) -> Tensor:
         """A buffer before the first step."""
@@ -181,6 +207,13 @@ class Elementwise(Optimizer):
         """The counters of the next step."""
         del group
         return {name: value + 1 for name, value in counters.items()}
+
+    def update_all(self) -> None:
+        """One step of all groups, in one launch where they can share it, else group by group."""
+        if self._plan is not None and self._plan.step(self):
+            return
+        super().update_all()
+        self._plan = plan_of(self)
 
     def update(self, group: Group) -> None:
         """One step of one group: one launch for all tensors whose counters are the same."""

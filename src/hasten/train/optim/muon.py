@@ -114,8 +114,8 @@ class Muon(Optimizer):
             return
         borrowed = {**group, "params": params, "betas": group["adam_betas"], "eps": group["adam_eps"]}
         adam = Adam.__new__(Adam)  # AdamW's step on this optimizer's own state
-        adam.state = self.state
-        adam.update({**borrowed, "amsgrad": False, "decoupled_weight_decay": True})
+        adam.state, adam.param_groups = self.state, [{**borrowed, "amsgrad": False, "decoupled_weight_decay": True}]
+        adam.update(adam.param_groups[0])
 
 
 def _averaged(x: Any, h: Any) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from hasten.train.optim.source import BLOCK, LEVELS, ODD, Form
+from hasten.train.optim.source import BLOCK, LEAST_SCALE, LEVELS, ODD, Form
 
 PIECE = 1 << 16  # elements; 256 kB in float32, a multiple of BLOCK
 _MASK = 0xFFFFFFFF
@@ -77,7 +77,7 @@ class _Array:
         blocks = torch.nn.functional.pad(value.abs(), (0, -len(value) % BLOCK)).view(-1, BLOCK)
         peak = blocks.amax(dim=1)
         scale = (peak.sqrt() if self.storage == "square" else peak) + (blocks * 0).sum(dim=1)
-        grid = _spread(torch.where(scale > 0, levels / scale, 0.0), len(value))
+        grid = _spread(torch.where(scale > LEAST_SCALE, levels / scale, 0.0), len(value))
         u = _noise(where.start, len(value), *noise, value.device) / 65536.0
         level = torch.floor((value.sqrt() if self.storage == "square" else value) * grid + u.to(value.dtype))
         least = (value > 0).to(value.dtype) if self.storage == "square" else torch.full_like(value, -127.0)

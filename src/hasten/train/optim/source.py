@@ -17,6 +17,7 @@ BLOCK = 256
 _TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "signed": "int8_t", "square": "uint8_t"}
 _SMALL = ("signed", "square")
 LEVELS = {"signed": 127, "square": 255}
+LEAST_SCALE = 1e-35  # a block of smaller numbers is all 0: the division by its scale would not be finite
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,28 @@ static inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline real sign(real x) { return real(x > 0) - real(x < 0); }
 static inline real larger(real a, real b) { return a > b || a != a ? a : b; }
 static inline uint32_t bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-static inline float wide(uint16_t x) { uint32_t u = uint32_t(x) << 16; float f; memcpy(&f, &u, 4); return f; }
-static inline uint16_t narrow(float x, uint32_t more) { return x != x ? 0x7FC0 : uint16_t((bits(x) + more) >> 16); }
+static inline float of_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline float wide(uint16_t x) { return of_bits(uint32_t(x) << 16); }
+static inline uint32_t highest(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static inline uint16_t narrow(float x, uint32_t more) { return (x != x ? 0x7FC00000u : bits(x) + more) >> 16; }
 static inline uint16_t nearest(float x) { return narrow(x, 0x7FFFu + ((bits(x) >> 16) & 1u)); }
 """
 
 _RUN = """
 extern "C" void run(int64_t tensors, const int64_t* sizes, void* const* arrays, const double* h, uint32_t seed, double* sums, int threads) {
+  int64_t elements = 0;
+  for (int64_t t = 0; t < tensors; ++t) elements += sizes[t];
   int64_t* first = (int64_t*)malloc((tensors + 1) * sizeof(int64_t));
   first[0] = 0;
   for (int64_t t = 0; t < tensors; ++t) first[t + 1] = first[t] + (sizes[t] + %(chunk)d - 1) / %(chunk)d;
   const int64_t chunks = first[tensors];
   double* parts = (double*)malloc((chunks * %(sums)d + 1) * sizeof(double));
-  #pragma omp parallel for schedule(static) num_threads(threads) if (chunks > 1)
+  #pragma omp parallel for schedule(dynamic) num_threads(threads) if (elements > %(chunk)d * 2)
   for (int64_t c = 0; c < chunks; ++c) {
     int64_t t = 0, end = tensors;
     while (end - t > 1) { const int64_t half = (t + end) / 2; if (first[half] <= c) t = half; else end = half; }
     const int64_t start = (c - first[t]) * %(chunk)d;
-    span(start, less(%(chunk)d, sizes[t] - start), arrays + t * %(pointers)d, h, seed, parts + c * %(sums)d);
+    span(start, less(%(chunk)d, sizes[t] - start), arrays + t * %(pointers)d, h + t * %(numbers)d, seed, parts + c * %(sums)d);
   }
   for (int64_t c = 0; c < chunks; ++c)
     for (int s = 0; s < %(sums)d; ++s) sums[s] += parts[c * %(sums)d + s];
@@ -78,9 +83,9 @@ CHUNK = 16384
 ODD = (0x9E3779B9, 0xB5297A4D, 0x68E31DA5, 0x1B56C4E9)
 
 
-def _noise(index: str, order: int) -> str:
+def _noise(order: int) -> str:
     """16 bits: multiples of an odd number, spread evenly over neighbours, moved as a whole by the random seed of the step."""
-    return f"((uint32_t({index}) * {ODD[order % 4]}u + seed) >> 16)"
+    return f"((begin_{order} + uint32_t(k) * {ODD[order % 4]}u) >> 16)"
 
 
 def written(form: Form) -> str:
@@ -99,10 +104,12 @@ def written(form: Form) -> str:
         *trace.numbers,
         *(f"double s{k} = 0;" for k in range(len(sums))),
         f"for (int64_t j = 0; j < count; j += {block}) {{",
-        f"const int64_t m = less({block}, count - j);",
+        f"const int32_t m = less({block}, count - j);",  # of 32 bits, as the elements: nothing is widened inside the loop
+        *(f"const uint32_t begin_{order} = uint32_t(start + j) * {ODD[order % 4]}u + seed;" for order in range(len(names))),
+        *(f"uint32_t peak_{name} = 0;" for name, _ in small),
         *(f"real w_{name}[{BLOCK}]; const real step_{name} = S_{name}[j / {BLOCK}] / {LEVELS[s]};" for name, s in small),
-        "#pragma omp simd" + (f" reduction(+:{','.join(f's{k}' for k in range(len(sums)))})" if sums else ""),
-        "for (int64_t k = 0; k < m; ++k) { const int64_t i = j + k;",
+        "#pragma omp simd" + _reduced("+", [f"s{k}" for k in range(len(sums))]) + _reduced("max", [f"peak_{name}" for name, _ in small]),
+        "for (int32_t k = 0; k < m; ++k) { const int64_t i = j + k;",
         *(_load(name, storage, dict(form.flags).get("maximize", False)) for name, storage in form.arrays),
         *trace.elements,
         *(_store(name, storage, ends.get(name), order) for order, (name, storage) in enumerate(form.arrays)),
@@ -112,9 +119,13 @@ def written(form: Form) -> str:
         "}",
         *(f"sums[{k}] = s{k};" for k in range(len(sums))),
         "}",
-        _RUN % {"chunk": CHUNK, "sums": len(sums), "pointers": len(names) + len(small)},
+        _RUN % {"chunk": CHUNK, "sums": len(sums), "pointers": len(names) + len(small), "numbers": len(form.numbers)},
     ]
     return "\n".join(lines)
+
+
+def _reduced(how: str, names: list[str]) -> str:
+    return f" reduction({how}:{','.join(names)})" if names else ""
 
 
 def _pointers(form: Form) -> list[str]:
@@ -139,29 +150,25 @@ def _load(name: str, storage: str, maximize: bool) -> str:
 
 def _store(name: str, storage: str, end: str | None, order: int) -> str:
     if storage in _SMALL:
-        return f"w_{name}[k] = {end or name};"
+        value = f"root({end or name})" if storage == "square" else end or name
+        return f"w_{name}[k] = {value}; peak_{name} = highest(peak_{name}, bits(magnitude(w_{name}[k])));"
     if end is None:
         return ""
     if storage == "bfloat16":
-        rounded = f"nearest({end})" if name == "p" else f"narrow({end}, {_noise('start + i', order)})"
+        rounded = f"nearest({end})" if name == "p" else f"narrow({end}, {_noise(order)})"
         return f"A_{name}[i] = {rounded};"
     return f"A_{name}[i] = {end};"
 
 
 def _pack(name: str, storage: str, order: int) -> list[str]:
-    """Rounds one block to 8 bits; what is not finite makes the scale, and so the block, NaN."""
-    levels, least = (127, "-127.0f") if storage == "signed" else (255, f"(w_{name}[k] > 0 ? 1.0f : 0.0f)")
-    root = f"root(w_{name}[k])" if storage == "square" else f"w_{name}[k]"
+    """Rounds one block to 8 bits. Its peak was found by its bits, among which what is not finite is largest; it makes the scale NaN."""
+    levels, least = (127, "-127") if storage == "signed" else (255, f"w_{name}[k] > 0")
     return [
-        f"real peak_{name} = 0, bad_{name} = 0;",
-        f"#pragma omp simd reduction(max:peak_{name}) reduction(+:bad_{name})",
-        f"for (int64_t k = 0; k < m; ++k) {{ const real x = magnitude(w_{name}[k]); peak_{name} = x > peak_{name} ? x : peak_{name};"
-        f" bad_{name} += x * 0; }}",
-        f"const real scale_{name} = {f'root(peak_{name})' if storage == 'square' else f'peak_{name}'} + bad_{name};",
+        f"const real most_{name} = of_bits(peak_{name}), scale_{name} = most_{name} + (most_{name} - most_{name});",
         f"S_{name}[j / {BLOCK}] = scale_{name};",
-        f"const real grid_{name} = scale_{name} > 0 ? {levels} / scale_{name} : 0;",
+        f"const real grid_{name} = scale_{name} > {LEAST_SCALE}f ? {levels} / scale_{name} : 0;",
         "#pragma omp simd",
-        f"for (int64_t k = 0; k < m; ++k) {{ const real u = int32_t{_noise('start + j + k', order)} * (1.0f / 65536);",
-        f"const real q = down({root} * grid_{name} + u), least = {least};",
-        f"A_{name}[j + k] = ({_TYPES[storage]})(int32_t)(q > least ? (q < {levels} ? q : {levels}) : least); }}",
+        f"for (int32_t k = 0; k < m; ++k) {{ const real u = int32_t{_noise(order)} * (1.0f / 65536);",
+        f"const int32_t q = (int32_t)down(w_{name}[k] * grid_{name} + u), least = {least}, low = q > least ? q : least;",
+        f"A_{name}[j + k] = ({_TYPES[storage]})(low < {levels} ? low : {levels}); }}",
     ]
