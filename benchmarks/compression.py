@@ -55,10 +55,11 @@ from hasten.load.files import from_module
 from hasten.load.lower import lower
 from hasten.measure import statistics, timing
 from hasten.tasks import networks
-from hasten.train import FineTune, Fit, fit
+from hasten.train import Augment, FineTune, Fit, Precision, fit
 
 LIMIT = 0.01
 FIT = Fit(epochs=5, batch=64, learning_rate=0.01)
+LARGE = replace(FIT, epochs=4, augmentation=Augment(resize=0.5), precision=Precision(channels_last=True))
 Steps = tuple[Step, ...]
 
 
@@ -154,7 +155,7 @@ CASES = {
         recipes=_recipes(0.25, (PruneBlocks(blocks=2), PruneStructure(ratio=0.5)), "−2 blocks, −50% units"),
     ),
     "resnet18": Case(
-        original=_reference("resnet18", 0.91),
+        original=_reference("resnet18", 0.91, LARGE),
         smaller=lambda: networks.resnet18(width=16),
         recipes=_large(),
     ),

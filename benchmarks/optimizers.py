@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for network, shapes in {"small CNN": small_cnn(), "ResNet-50": resnet(), "BERT-base": bert()}.items():
         if options.quick and network == "BERT-base":
             continue
-        rounds = 300 if network == "small CNN" else 7 if options.quick or network == "BERT-base" else 15
+        rounds = 300 if network == "small CNN" else 7 if options.quick else 21 if network == "BERT-base" else 41
         for row in ROWS:
             if network == "BERT-base" and row[0] in ("Adafactor", "AdamW, plain path"):  # seconds a step
                 continue

@@ -2,8 +2,9 @@
 
     python benchmarks/reference_networks.py [--quick] [--json] [--only NAME] [--cache FOLDER]
 
-A checkpoint is found again by what made it: the network's layers, the data, the settings and torch's version. `--quick` trains
-for an eighth of the epochs, to see that everything runs; its checkpoints are others. Exit code 1 if a network misses its goal.
+A training that was interrupted goes on. A network is found again by what made it: its layers, the data, the settings and torch's
+version. `--quick` trains for an eighth of the epochs, to see that everything runs; its checkpoints are others. Exit code 1 if a
+network misses its goal.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from hasten import tasks
 from hasten.core.data import View
 from hasten.core.recipe import fingerprint
 from hasten.tasks import TaskData, networks, text
-from hasten.train import Fit, fit
+from hasten.train import Checkpoints, Fit, Trainer
+from hasten.training import Line
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "hasten-benchmarks"
 QUICK = 1 / 8
@@ -128,19 +130,17 @@ def accuracy(module: nn.Module, view: View) -> float:
 def _train(module: nn.Module, view: View, wanted: Reference, file: Path) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not (wanted.still and name.startswith(wanted.still)))
-    start = time.perf_counter()
-    fitted = fit(module, view, settings=wanted.settings, progress=lambda _, words: _say(f"{wanted.name}: {words}", end="\r"))
-    _say("")
-    training = {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads(), "steps": fitted.steps}
+    started = file.with_suffix(".started")
+    line = Line(sys.stderr)
+    trainer = Trainer(settings=wanted.settings, checkpoints=Checkpoints(folder=started), watch=line)
+    fitted = trainer.fit(module, view)
+    training = {"seconds": fitted.seconds, "threads": torch.get_num_threads(), "steps": fitted.steps}
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     module.requires_grad_(True)
     torch.save({"weights": fitted.module.state_dict(), "training": training}, part)
     os.replace(part, file)
-
-
-def _say(words: str, end: str = "\n") -> None:
-    print(f"\033[K{words}" if sys.stderr.isatty() else words, end=end if sys.stderr.isatty() else "\n", file=sys.stderr)
+    shutil.rmtree(started)
 
 
 def _row(wanted: Reference, cache: Path) -> dict[str, Any]:
