@@ -227,6 +227,32 @@ def test_a_loop_without_end_is_refused() -> None:
         import_graph(model([loop], {"x": ["n", 3]}, {"many": np.int64(2**40)}), (noise(2, 3),))
 
 
+def test_a_loop_without_nodes_is_counted_too() -> None:
+    """Its body only hands on what it is given: no node is followed, however often it runs."""
+    given = [("i", TensorProto.INT64, []), ("c", TensorProto.BOOL, []), ("s", TensorProto.FLOAT, None)]
+    values = [helper.make_tensor_value_info(*one) for one in given]
+    loop = helper.make_node("Loop", ["many", "", "x"], ["y"], body=helper.make_graph([], "body", values, values[1:]))
+    with pytest.raises(Unsupported, match=f"at most {MOST_NODES} calls"):
+        import_graph(model([loop], {"x": ["n", 3]}, {"many": np.int64(2**40)}), (noise(2, 3),))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "match"),
+    [
+        ([helper.make_node("Pow", ["size", "many"], ["s"])], "Pow .*sizes of 64 bits"),
+        ([helper.make_node("Mul", ["size", "large"], ["m"]), helper.make_node("Mul", ["m", "large"], ["s"])], "Mul .*sizes of 64 bits"),
+        ([helper.make_node("Div", ["size", "none"], ["s"])], r"Div .*ZeroDivisionError"),
+    ],
+    ids=["power", "product", "division"],
+)
+def test_sizes_cannot_grow_without_end(nodes: list[onnx.NodeProto], match: str) -> None:
+    """Sizes are Python's integers, which know no end: 4^(2^40) would take all memory there is."""
+    ends = [helper.make_node("Shape", ["x"], ["size"]), *nodes, helper.make_node("Reshape", ["x", "s"], ["y"])]
+    numbers = {"many": np.int64(2**40), "large": np.int64(2**62), "none": np.int64(0)}
+    with pytest.raises(Unsupported, match=match):
+        import_graph(model(ends, {"x": [4, 3]}, numbers), (noise(4, 3),))
+
+
 def test_a_function_is_followed_and_one_that_calls_itself_refused() -> None:
     def function(op: str, domain: str) -> onnx.FunctionProto:
         node = helper.make_node(op, ["a"], ["b"], domain=domain)

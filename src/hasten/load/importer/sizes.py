@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hasten.core.errors import Unsupported
 from hasten.load.importer.table import SIZES, Array, Call, bounded, ints, sym_int, sym_max, sym_min, sym_not
+
+_END = 2**63
 
 
 def _entry(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -33,7 +36,7 @@ def sized_array(value: Any) -> Array:
 
 
 def _pointwise(function: Callable[..., Any]) -> Callable[..., Array]:
-    many = np.frompyfunc(function, 2, 1)
+    many = np.frompyfunc(lambda a, b: _held(function(a, b)), 2, 1)
     return lambda _, *given: sized_array(functools.reduce(many, (sized_array(g) for g in given)))
 
 
@@ -45,12 +48,26 @@ def _float(value: Any) -> bool:
     return isinstance(value, (float, torch.SymFloat))
 
 
+def _held(value: Any) -> Any:
+    """The value, refused where ONNX's integers would not hold it: Python's grow until there is no memory left."""
+    if isinstance(value, int) and abs(value) >= _END:
+        raise Unsupported("expected sizes of 64 bits, got a larger one")
+    return value
+
+
+def _power(a: Any, b: Any) -> Any:
+    """a^b, with a look at how long it will be before it is computed."""
+    if isinstance(a, int) and isinstance(b, int) and abs(a) > 1 and b * a.bit_length() > 2 * _END.bit_length():
+        return _held(_END)
+    return a**b
+
+
 def _divide(a: Any, b: Any) -> Any:
     return a / b if _float(a) or _float(b) else a // b
 
 
 for _name, _function in {
-    "Add": op.add, "Sub": op.sub, "Mul": op.mul, "Div": _divide, "Mod": op.mod, "Pow": op.pow, "Max": sym_max, "Min": sym_min,
+    "Add": op.add, "Sub": op.sub, "Mul": op.mul, "Div": _divide, "Mod": op.mod, "Pow": _power, "Max": sym_max, "Min": sym_min,
     "Equal": op.eq, "Less": op.lt, "Greater": op.gt, "LessOrEqual": op.le, "GreaterOrEqual": op.ge, "And": op.and_, "Or": op.or_,
 }.items():  # fmt: skip
     SIZES[_name] = _pointwise(_function)
@@ -159,7 +176,7 @@ def _reduction(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
     def reduce(call: Call, x: Array, axes_: Array | None = None, *, axes: Any = None, keepdims: int = 1, **rest: int) -> Any:
         if x.ndim > 1:
             return NotImplemented
-        total = functools.reduce(function, ints(x))
+        total = functools.reduce(lambda a, b: _held(function(a, b)), ints(x))
         return sized_array([total] if keepdims and x.ndim else total)
 
     return reduce
