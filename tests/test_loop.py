@@ -10,14 +10,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from hasten import optim
 from hasten.core.data import View
 from hasten.core.errors import BackendMissing, DataRefused, Unsupported, UsageError
 from hasten.train import Augment, Average, Checkpoints, Clip, Diverged, Fit, Health, Precision, Stop, Trainer, fit
 from hasten.train.health import trend
-from hasten.train.loop import _tensors
 from hasten.train.schedules import Linear
 from lessons import contents, dense, draw, image, pictures, plain, points, seeded
 
@@ -92,9 +90,6 @@ def test_short_name_of_shift_is_the_setting():
     assert one == other
 
 
-# When a training ends
-
-
 def test_full_batch_descends_to_the_least_squares_solution():
     x = draw(30, 2)
     y = x @ np.array([[2.0], [-1.0]], dtype=np.float32) + 0.5
@@ -147,9 +142,6 @@ def test_patience_brings_back_the_best_weights():
     x, y = torch.from_numpy(validation.inputs[0]), torch.from_numpy(validation.labels)
     assert F.cross_entropy(fitted.module(x), y).item() == pytest.approx(min(fitted.looks), rel=1e-5)
     assert min(fitted.looks) < fitted.looks[-1]
-
-
-# Gradients
 
 
 def test_parts_of_a_batch_add_up_by_their_targets():
@@ -272,203 +264,6 @@ def test_trend_says_how_it_ended():
     assert trend(list(1 + 0.1 * rng.normal(size=500))) == "settled"
     assert trend(list(np.linspace(1, 2, 500) + 0.1 * rng.normal(size=500))) == "rising"
     assert trend([1.0] * 19) == "too short"
-
-
-# Data
-
-
-def test_balanced_sampling_draws_classes_equally():
-    view = View(inputs=(draw(1000, 6),), labels=(np.arange(1000) % 10 == 0).astype(int))
-    drawn = []
-
-    class Counting(nn.Linear):
-        def forward(self, x):
-            drawn.append(x[:, 0]) if self.training else None
-            return super().forward(x)
-
-    fit(seeded(lambda: Counting(6, 2)), view, settings=Fit(epochs=4, batch=100, balance="sampling"))
-    rare = set(view.inputs[0][view.labels == 1, 0].tolist())
-    share = np.mean([value in rare for value in torch.cat(drawn).tolist()])
-    assert share == pytest.approx(0.5, abs=0.05)
-
-
-def test_balance_by_weights_is_the_weighted_mean():
-    view = View(inputs=(draw(90, 6),), labels=(np.arange(90) % 9 == 0).astype(int))
-    module = seeded(lambda: nn.Linear(6, 2))
-    loss = fit(module, view, settings=Fit(epochs=1, batch=None, balance="weights")).curve[0][1]
-    want = F.cross_entropy(module(torch.from_numpy(view.inputs[0])), torch.from_numpy(view.labels), torch.tensor([90 / 160, 4.5]))
-    assert loss == pytest.approx(want.item(), rel=1e-5)
-
-
-def test_a_loader_trains_like_the_data_in_memory():
-    view = points(128)
-    dataset = TensorDataset(torch.from_numpy(view.inputs[0]), torch.from_numpy(view.labels))
-    settings = replace(BASE, batch=None, epochs=5)
-    whole = fit(seeded(plain), view, settings=settings)
-    streamed = Trainer(settings=replace(settings, batch=128)).fit(seeded(plain), DataLoader(dataset, batch_size=128))
-    assert [loss for _, loss in streamed.curve] == pytest.approx([loss for _, loss in whole.curve], rel=1e-4)
-    with pytest.raises(DataRefused, match="the stream must give batches, got none"):
-        Trainer(settings=BASE).fit(seeded(plain), [])
-    with pytest.raises(UsageError, match=r"must begin anew for every pass, got an iterator \(generator\)"):
-        Trainer(settings=BASE).fit(seeded(plain), (batch for batch in dataset))
-
-
-def test_arrays_train_like_their_view():
-    view = points()
-    pair = (view.inputs[0], view.labels)
-    found = Trainer(settings=BASE, validation=pair).fit(seeded(plain), pair)
-    assert contents(found.module) == contents(fit(seeded(plain), view, settings=BASE).module)
-    assert len(found.looks) == 3
-
-
-def test_a_view_on_disk_that_does_not_fit_is_read_from_there(tmp_path, monkeypatch):
-    points().save(tmp_path)
-    view = View.load(tmp_path)
-    monkeypatch.setattr("hasten.train.loop.room_bytes", lambda: 10)
-    assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data, "the file itself"
-    assert contents(fit(seeded(plain), view, settings=BASE).module) == contents(fit(seeded(plain), points(), settings=BASE).module)
-
-
-@pytest.mark.parametrize("settings", [BASE, replace(BASE, distil=0.5), replace(BASE, batch=None)], ids=["labels", "teacher", "whole"])
-def test_the_data_are_neither_copied_nor_written_on(settings):
-    view = points()
-    for array in view.inputs:
-        array.flags.writeable = False
-    before = [array.copy() for array in view.inputs]
-    assert _tensors(view, torch.device("cpu"))[0].data_ptr() == view.inputs[0].ctypes.data
-    at_work = seeded(lambda: nn.Sequential(nn.ReLU(inplace=True), *plain()))  # its first layer writes on what it is given
-    Trainer(settings=settings, validation=view, teacher=at_work if settings.distil else None).fit(at_work, view)
-    assert all(np.array_equal(a, b) for a, b in zip(view.inputs, before, strict=True))
-
-
-def test_a_stream_refuses_what_needs_single_examples():
-    batches = [(torch.zeros(4, 6), torch.zeros(4, dtype=torch.long))]
-    with pytest.raises(UsageError, match="this is a stream; give a View"):
-        Trainer(settings=replace(BASE, balance="sampling")).fit(seeded(plain), batches)
-
-    class Endless:
-        def __iter__(self):
-            while True:
-                yield batches[0]
-
-    with pytest.raises(UsageError, match=r"needs stop=Stop\(steps=…\)"):
-        Trainer(settings=BASE).fit(seeded(plain), Endless())
-    assert len(Trainer(settings=replace(BASE, stop=Stop(steps=5))).fit(seeded(plain), Endless()).curve) == 5
-
-
-def test_frozen_layers_stay_and_rates_scale():
-    module = seeded(dense)
-    fitted = fit(module, points(), settings=replace(BASE, freeze=("0", "1")))
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, fitted.module.state_dict()[name]) == name.startswith(("0", "1"))
-    assert all(p.requires_grad for p in fitted.module.parameters())
-    step = Fit(epochs=1, batch=None, optimizer=torch.optim.SGD, learning_rate=0.1, warm_up=0, weight_decay=0, clip=math.inf)
-    module = seeded(plain)
-    one, other = (fit(module, points(), settings=replace(step, rates=r)).module for r in ((), (("2", 0.5),)))
-    for name, value in module.state_dict().items():
-        factor = 0.5 if name.startswith("2") else 1.0
-        assert torch.allclose(other.state_dict()[name] - value, factor * (one.state_dict()[name] - value), atol=1e-6)
-    with pytest.raises(UsageError, match=r"no layer is named '0\.weigh'; the nearest are"):
-        fit(module, points(), settings=replace(BASE, freeze=("0.weigh",)))
-
-
-# Precision, memory, averages
-
-
-@pytest.mark.parametrize("format", ["bfloat16", "float16"])
-def test_16_bits_stay_near_32(format):
-    settings = replace(BASE, epochs=10)
-    whole, half = (fit(seeded(plain), points(), settings=replace(settings, precision=p)) for p in (Precision(), Precision(format=format)))
-    assert half.curve[-1][1] == pytest.approx(whole.curve[-1][1], abs=0.1)
-    assert half.curve != whole.curve
-    assert all(p.dtype == torch.float32 for p in half.module.parameters())
-
-
-def test_channels_last_changes_the_layout_alone():
-    settings = replace(BASE, precision=Precision(channels_last=True))
-    one, other = (fit(seeded(image), pictures(), settings=s) for s in (BASE, settings))
-    assert [loss for _, loss in one.curve] == pytest.approx([loss for _, loss in other.curve], rel=1e-3)
-
-
-def test_checkpointed_layers_keep_less_for_the_way_back():
-    def kept(precision):
-        size = 0
-
-        def pack(tensor):
-            nonlocal size
-            size += tensor.nbytes
-            return tensor
-
-        wide = seeded(lambda: nn.Sequential(*(nn.Sequential(nn.Linear(6, 512), nn.ReLU(), nn.Linear(512, 6)) for _ in range(3))))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            fit(wide, points(), settings=Fit(epochs=1, batch=128, precision=precision))
-        return size
-
-    assert kept(Precision(checkpoint=1)) < 0.5 * kept(Precision())
-
-
-def test_ema_and_swa_are_their_formulas():
-    weights = []
-
-    def note(student, step, steps):
-        weights.append([p.detach().clone() for p in student.parameters()])
-
-    settings = replace(BASE, average=Average(kind="ema", decay=0.7))
-    found = fit(seeded(dense), points(), settings=settings, after_step=note).module
-    mean = weights[0]
-    for now in weights[1:]:
-        mean = [0.7 * a + 0.3 * w for a, w in zip(mean, now, strict=True)]
-    for got, want in zip(found.parameters(), mean, strict=True):
-        assert torch.allclose(got, want, atol=1e-6)
-    weights.clear()
-    found = fit(seeded(dense), points(), settings=replace(BASE, average=Average(kind="swa", start=0.4)), after_step=note).module
-    for got, *ends in zip(found.parameters(), weights[7], weights[11], strict=True):
-        assert torch.allclose(got, sum(ends) / 2, atol=1e-6)
-
-
-def test_norms_are_recalibrated_for_the_average():
-    view = points(128)
-    settings = Fit(epochs=8, batch=128, learning_rate=0.05, average=Average(kind="ema", decay=0.9))
-    found = fit(seeded(dense), view, settings=settings).module
-    x = found[0](torch.from_numpy(view.inputs[0]))
-    assert torch.allclose(found[1].running_mean, x.mean(0), atol=1e-5)
-    assert torch.allclose(found[1].running_var, x.var(0), atol=1e-4)
-    stale = fit(seeded(dense), view, settings=replace(settings, average=replace(settings.average, recalibrate=0))).module
-    assert not torch.allclose(stale[1].running_mean, x.mean(0), atol=1e-5)
-
-
-class Averaging(torch.optim.SGD):
-    """Trains at one place and hands over another, as Schedule-Free does: here 1 beside it."""
-
-    def _move(self, by):
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.add_(by)
-
-    def eval(self):
-        self._move(1.0)
-
-    def train(self):
-        self._move(-1.0)
-
-
-def test_an_optimizer_that_averages_is_asked_for_its_result():
-    view, settings = points(128), Fit(epochs=4, batch=128, optimizer=Averaging, learning_rate=0.01)
-    found = Trainer(settings=settings, validation=points(40, seed=1)).fit(seeded(dense), view)
-    last = fit(seeded(dense), view, settings=replace(settings, optimizer=torch.optim.SGD)).module
-    for got, want in zip(found.module.parameters(), last.parameters(), strict=True):
-        assert torch.allclose(got, want + 1, atol=1e-5)
-    x = torch.from_numpy(view.inputs[0])
-    assert torch.allclose(found.module[1].running_mean, found.module[0](x).mean(0), atol=1e-4), "norms fit what is handed over"
-
-
-@pytest.mark.long
-def test_compiled_training_tells_its_cost():
-    fitted = fit(seeded(plain), points(), settings=replace(BASE, precision=Precision(compile=True)))
-    whole = fit(seeded(plain), points(), settings=BASE)
-    assert 0 < fitted.compile_seconds < fitted.seconds
-    assert [loss for _, loss in fitted.curve] == pytest.approx([loss for _, loss in whole.curve], rel=1e-3)
 
 
 @pytest.mark.parametrize(
