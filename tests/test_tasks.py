@@ -142,12 +142,12 @@ def test_data_in_a_folder_of_the_user(below: str, tmp_path: Path, monkeypatch: p
     [
         b"",
         b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(struct.pack(">4I", 0x0801, 5, 28, 28)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(99)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784 + 1)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 2**31, 2**31)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784))[:-9],
+        gzip.compress(b"", mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0801, 5, 28, 28), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(99), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784 + 1), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 2**31, 2**31), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784), mtime=0)[:-9],
     ],
 )
 def test_damaged_files_are_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
