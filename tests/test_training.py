@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -159,13 +160,27 @@ def test_the_line_is_kept_up_to_date_in_a_terminal():
     assert quiet.getvalue().count("\n") == 2, "into a file it writes seldom"
 
 
-def test_tensorboard_says_what_to_install(tmp_path):
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        with pytest.raises(BackendMissing, match=r"pip install 'hasten\[tensorboard\]'"):
-            training.TensorBoard(tmp_path)
-        return
+def test_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(BackendMissing, match=r"pip install 'hasten\[tensorboard\]'"):
+        training.TensorBoard(tmp_path)
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     writer = training.TensorBoard(tmp_path)
-    writer(_record(1, layers={"0": 0.5}))
-    assert list(tmp_path.glob("events*"))
+    writer(_record(1, layers={"0": 0.25}))
+    writer(_record(2, validation=1.5, accuracy=0.5))
+    writer.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert {tag: scalars[tag] for tag in ("loss", "validation", "accuracy", "gradient/0")} == {
+        "loss": [(1, 1.0), (2, 0.5)],
+        "validation": [(2, 1.5)],
+        "accuracy": [(2, 0.5)],
+        "gradient/0": [(1, 0.25)],
+    }
+    assert set(scalars) == {"loss", "rate", "norm", "validation", "accuracy", "gradient/0"}

@@ -116,7 +116,7 @@ def train(
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 10.0,
     batch: Annotated[int, typer.Option("--batch", help="Examples per step; 0 for all of them.")] = 128,
     rate: Annotated[str, typer.Option("--lr", help="Learning rate at its highest, or auto.")] = "0.002",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or sgd.")] = "adamw",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon or sgd.")] = "adamw",
     schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine, one-cycle, steps, …")] = "linear",
     warm_up: Annotated[float, typer.Option("--warm-up", help="Share of the steps.")] = 0.2,
     loss: Annotated[str, typer.Option("--loss", help="classes or values.")] = "classes",

@@ -25,7 +25,7 @@ from hasten.load import files
 from hasten.load.data import read
 from hasten.tasks import networks
 from hasten.train import Checkpoints, Fit, Fitted, Trainer
-from hasten.train.records import Log, Record, TensorBoard, together
+from hasten.train.records import Log, Record, TensorBoard, Watcher, together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lstm": networks.lstm,
@@ -71,17 +71,20 @@ def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str
     torch.manual_seed(settings.seed)
     view, validation, of = _data(job, settings)
     module = _network(job)
-    watch = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr)]
-    if job.tensorboard:
-        watch.append(TensorBoard(job.run / "tensorboard"))
+    board = TensorBoard(job.run / "tensorboard") if job.tensorboard else None
+    watch: list[Watcher] = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr), *([board] if board else [])]
     trainer = Trainer(
         settings=settings,
         validation=validation,
         device=job.device,
         checkpoints=Checkpoints(folder=job.run / "checkpoints"),
-        watch=together(*watch),  # type: ignore[arg-type]
+        watch=together(*watch),
     )
-    fitted = trainer.fit(module, view)
+    try:
+        fitted = trainer.fit(module, view)
+    finally:
+        if board:
+            board.close()
     return _written(job, settings, fitted, view, of)
 
 
