@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,14 +17,13 @@ from torch import nn
 
 from hasten.core.errors import BackendMissing, DataRefused, ModelRefused
 from hasten.core.network import Arrays, Network
+from hasten.load import guards
 from hasten.load.calling import called
 from hasten.load.lower import quiet, reason
 
 __all__ = ["open_folder"]
 
-_LARGEST_CONFIG = 16 << 20
 _DATA = ("input_ids", "pixel_values", "input_values", "input_features", "attention_mask", "token_type_ids", "bbox", "pixel_mask")
-_OPEN_AXES = ("input_ids", "attention_mask", "token_type_ids", "input_values")
 _ROWS, _TOKENS, _SAMPLES = 2, 16, 16_000
 
 
@@ -59,17 +57,17 @@ def open_folder(path: Path, example: Arrays | None = None, names: Sequence[str] 
 
 
 def _configuration(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    if file.stat().st_size > _LARGEST_CONFIG:
-        raise ModelRefused(f"expected a config.json of at most {_LARGEST_CONFIG} bytes, got {file.stat().st_size}")
-    try:
-        config = json.loads(file.read_bytes())
-        named = config["architectures"]
-    except (ValueError, KeyError, TypeError, RecursionError) as why:
-        raise ModelRefused(f'{file} must be JSON that names its class under "architectures": {reason(why)}') from why
+    file = guards.plain_file(path, "config.json")
+    config = guards.read_json(file.read_bytes(), str(file))
+    named = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise ModelRefused(f'{file} must name one class under "architectures", got {str(named)[:100]}')
-    if not list(path.glob("*.safetensors")):
+    for index in path.glob("*.index.json"):
+        guards.read_json(guards.plain_file(path, index.name).read_bytes(), index.name)
+    weights = [guards.plain_file(path, found.name) for found in sorted(path.glob("*.safetensors"))]
+    for held in weights:
+        guards.check_safetensors(held)
+    if not weights:
         raise ModelRefused(f"{path} must hold its weights as .safetensors; write them with model.save_pretrained(folder)")
     return config  # type: ignore[no-any-return]
 

@@ -5,16 +5,15 @@ A state dict is read with `weights_only`, `.safetensors` by its own reader; noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hasten.core.errors import ModelRefused, UsageError
 from hasten.core.names import nearest
+from hasten.load import guards
 from hasten.load.lower import reason
 
 __all__ = ["fill", "read_weights"]
@@ -38,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise UsageError(f"no such file: {path}")
     if path.name.endswith(_INDEX):
         return _sharded(path)
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    return _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
 
 
 def fill(module: nn.Module, held: Mapping[str, Any], words: str) -> tuple[str, ...]:
@@ -118,43 +117,31 @@ def _kinds(held: Mapping[str, Any]) -> str:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    guards.check_safetensors(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as why:
+    except Exception as why:  # a type that this PyTorch has not, a file that changed meanwhile
         raise ModelRefused(f"{path.name} is no .safetensors file that can be read: {reason(why)}") from why
 
 
 def _sharded(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that the index names, each from its own file of the same folder."""
-    try:
-        homes: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
-        files = sorted(set(homes.values()))
-        plain = all(Path(f).name == f and f.endswith(".safetensors") for f in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as why:
-        raise ModelRefused(f'{path.name} must be JSON with a "weight_map" of names to files: {reason(why)}') from why
-    if not plain:
-        raise ModelRefused(f"expected .safetensors files of the same folder in {path.name}, got {', '.join(files)[:200]}: not opened")
+    index = guards.read_json(path.read_bytes(), path.name)
+    homes = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(homes, dict) or not homes or not all(isinstance(f, str) for f in homes.values()):
+        raise ModelRefused(f'{path.name} must be JSON with a "weight_map" of names to files')
     found: dict[str, Tensor] = {}
-    for file in files:
-        if not (path.parent / file).is_file():
-            raise ModelRefused(f"{path.name} names {file}, which is not beside it")
-        found |= {n: t for n, t in _safetensors(path.parent / file).items() if homes.get(n) == file}
+    for file in sorted(set(homes.values())):
+        found |= {n: t for n, t in _safetensors(guards.plain_file(path.parent, file)).items() if homes.get(n) == file}
     if lost := sorted(set(homes) - set(found)):
         raise ModelRefused(f"{path.name} promises {len(lost)} tensors that its files do not hold: {_listed(lost)}")
     return found
 
 
-def _pickled(path: Path) -> dict[str, Any]:
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as why:  # a damaged or foreign file can raise anything
-        raise ModelRefused(
-            f"{path.name} holds more than tensors, or is damaged: not opened ({reason(why)}); "
-            "where you trust it, save its weights alone: torch.save(model.state_dict(), file)"
-        ) from why
+def _checkpoint(path: Path) -> dict[str, Any]:
+    held = guards.open_checkpoint(path)
     if not isinstance(held, Mapping):
         raise ModelRefused(f"expected tensors by name in {path.name}, got {type(held).__name__}")
     return dict(held)
