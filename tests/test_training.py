@@ -105,7 +105,7 @@ def test_what_decides_never_looks_at_held_out_data(own):
         (["nothing"], "expected one of the tasks"),
         (["digits", "--network", "gpt"], "--network must be one of lstm, mlp"),
         (["OWN/none.py", "--data", "digits"], "no such file: .*none.py"),
-        (["OWN/mine.py:there", "--data", "digits"], "has no 'there'; name the network as"),
+        (["OWN/mine.py:there", "--data", "digits"], "has no 'there'"),
         (["digits", "--lr", "fast"], "--lr must be a number or auto, got 'fast'"),
         (["digits", "--optimizer", "best"], "optimizer must be one of"),
         (["digits", "--device", "abacus"], "device must be one of cpu, cuda, mps, xla"),
@@ -119,7 +119,7 @@ def test_words_that_cannot_be_used(own, words, message, capsys):
 
 
 def test_a_script_must_give_a_network(own):
-    with pytest.raises(ModelRefused, match=r"mine\.py:nothing must be a torch module or a function that gives one, got int"):
+    with pytest.raises(ModelRefused, match=r"mine\.py:nothing must be a torch module, or a class or function that gives one, got int"):
         training.from_script(own / "mine.py", "nothing")
     assert isinstance(training.from_script(own / "mine.py", "made"), torch.nn.Linear)
     with pytest.raises(UsageError, match="no such file"):

@@ -25,6 +25,11 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Model = Annotated[
+    str, typer.Argument(help=".pt2, .onnx, TorchScript, .keras, .h5, .tflite, a Hugging Face or SavedModel folder, or net.py:Class.")
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="For net.py:Class: .pt, .safetensors, or an index of several.")]
+Pins = Annotated[list[str], typer.Option("--pin", help="NAME=NUMBER for an input that is no data; may be given more than once.")]
 Run = Annotated[Path | None, typer.Option("--run", help="Run folder; the same command goes on there.")]
 Drop = Annotated[str, typer.Option("--max-drop", help="What the score may lose: 1pt, 0.01 or 1%rel.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
@@ -33,12 +38,14 @@ INTERRUPTED = 130
 
 @app.command()
 def optimize(
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", help=".npz, .csv, .parquet, or a folder of images by class.")],
     prove: Annotated[
         Path | None,
         typer.Option("--prove", help="Data that the network was not trained on; no choice touches it."),
     ] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     max_drop: Drop = "1pt",
     run: Run = None,
     batch: Annotated[int, typer.Option("--batch", help="Batch size whose latency is to fall.")] = 1,
@@ -78,16 +85,18 @@ def optimize(
         command=_command(),
     )
     with _progress() as watcher:
-        found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+        found = verbs.optimize(_source(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
     _show(found, json_)
 
 
 @app.command()
 def apply(
     recipe: Annotated[Path, typer.Argument(help="A recipe.json, or the artifact that holds it.")],
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", help="For training, calibrating and scoring; formats as for optimize.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the result.")],
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
     group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
@@ -100,7 +109,7 @@ def apply(
     columns = applying.Columns(score=score, target=target, group=group)
     try:
         with _progress() as watcher:
-            found = applying.apply(recipe, model, data, out=out, columns=columns, seed=seed, watcher=watcher)
+            found = applying.apply(recipe, _source(model, weights, pin), data, out=out, columns=columns, seed=seed, watcher=watcher)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", INTERRUPTED)
     print(json.dumps(found.to_json(), indent=1) if json_ else found)
@@ -201,8 +210,10 @@ def report(
 
 @app.command()
 def benchmark(
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path | None, typer.Option("--data", help="Real inputs; random ones without.")] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     batch: Annotated[list[int], typer.Option("--batch", help="Batch size; may be given more than once.")] = [1, 32],  # noqa: B006
     json_: Json = False,
 ) -> None:
@@ -210,7 +221,7 @@ def benchmark(
     from hasten import racing
 
     with _progress() as watcher:
-        found = racing.benchmark(model, data, batches=tuple(batch), watcher=watcher)
+        found = racing.benchmark(_source(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
     if json_:
         print(json.dumps(found, indent=1))
     else:
@@ -277,6 +288,19 @@ def _rate(words: str) -> Any:
         return words if words == "auto" else float(words)
     except ValueError:
         raise UsageError(f"--lr must be a number or auto, got {words!r}") from None
+
+
+def _source(model: str, weights: Path | None, pins: list[str]) -> Any:
+    from hasten.load.source import Source
+
+    values = {}
+    for words in pins:
+        name, _, number = words.rpartition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--pin must look like NAME=NUMBER, got {words!r}") from None
+    return Source.of(model, weights, values)
 
 
 def _fail(message: str, code: int) -> NoReturn:

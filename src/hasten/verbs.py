@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from hasten.core.errors import ModelRefused, StorageError, UsageError
 from hasten.core.recipe import fingerprint
 from hasten.core.report import Accept, Limit, Report
 from hasten.core.store import Store
+from hasten.load.source import Source, digest_path
 from hasten.search.watch import Watch, Watcher, nobody
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class Options:
 
 
 def optimize(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Source,
     data: Any,
     prove: Any = None,
     *,
@@ -85,7 +87,7 @@ def optimize(
     The model is left alone. Everything is kept in the run folder; the same call goes on where a killed one was.
 
     Args:
-        model: a torch module, or the path of a `.pt2` or `.onnx` file.
+        model: a torch module, or where one lies: a path, "net.py:Class", or a `Source` with the weights for the class.
         data: for training, calibrating and selecting: arrays, a Dataset or DataLoader, or a path (see `hasten.load.data.read`).
         prove: data that the network was not trained on. Without it a part of `data` proves, "provenance unknown".
         max_drop: in the score's unit (0.01 of an accuracy is one point), or "1pt", or "1%rel" of the original's score.
@@ -167,8 +169,9 @@ class _Given:
 
     @classmethod
     def of(cls, model: Any, data: Any, prove: Any, options: Options) -> _Given:
-        if isinstance(model, (str, Path)):
-            name, digest = Path(model).stem, _digest_path(Path(model))
+        if isinstance(model, (str, Path, Source)):
+            model = Source.of(model)
+            name, digest = model.stem, model.digest()
         else:
             name, digest = type(model).__name__, _digest_module(model)
         if not isinstance(data, (str, Path)):
@@ -236,21 +239,21 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
             task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
         known = {"score": options.score, "highest_label": task["highest_label"]}
-        if isinstance(given.model, (str, Path)):
-            opened = child.call("hasten.prepare:open_file", **here, model=str(given.model), **known)
+        if isinstance(given.model, Source):
+            opened = child.call("hasten.prepare:open_file", **here, model=given.model.to_json(), inputs=task["inputs"], **known)
         else:
-            save_module(given.model, place)
+            save_module(given.model, place, task["inputs"])
             opened = child.call("hasten.prepare:check_saved", **here, **known)
     notes = [*task["notes"], *opened.value["network_notes"]]
     return {**task, **opened.value, "notes": notes, "model": given.name, "command": options.command}
 
 
-def save_module(module: nn.Module, place: Path) -> None:
+def save_module(module: nn.Module, place: Path, names: Sequence[str] = ()) -> None:
     """Saves a user's module in a run folder whose views are cut already. Raises ModelRefused, StorageError."""
     from hasten import prepare
     from hasten.load import files, saved
 
-    network = files.from_module(module, prepare.example(place))
+    network = files.from_module(module, prepare.example(place), names)
     with folder.new_folder(place / "networks" / "given") as fresh:
         try:
             saved.save(network, fresh / "network")
@@ -303,28 +306,15 @@ def _same(place: Path, store: Store, config: dict[str, Any]) -> None:
         raise UsageError(f"{place} holds a run with another {', '.join(different)}; choose a new --run folder")
 
 
-def _digest_path(path: Path) -> str:
-    if not path.exists():
-        raise UsageError(f"no such file: {path}")
-    if path.is_dir():
-        entries = sorted(p for p in path.rglob("*") if p.is_file())
-        return fingerprint([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in entries])
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as why:
-        raise StorageError(f"cannot read {path}: {why.strerror}") from why
-
-
 def _digest_data(data: Any) -> str:
-    return _digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
+    return digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
 
 
 def check_module(module: Any) -> None:
     """Raises UsageError on a model that is no torch module; imports no torch for it."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
-        raise UsageError(f"model must be a torch module or the path of a .pt2 or .onnx file, got {type(module).__name__}")
+        raise UsageError(f"model must be a torch module or the path of one, got {type(module).__name__}")
 
 
 def _digest_module(module: Any) -> str:
