@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten import prepare
 from hasten.core import folder
 from hasten.core.child import Child, Reply
 from hasten.core.data import View
@@ -16,6 +17,7 @@ from hasten.core.errors import ChildFailed, HastenError, UsageError
 from hasten.core.network import Arrays
 from hasten.core.recipe import Engine, describe
 from hasten.core.runner import Runner
+from hasten.load.guards.places import room_for
 from hasten.measure import machine, timing
 from hasten.search.bench import check_alike, difference
 from hasten.search.watch import Watch, Watcher, nobody
@@ -47,7 +49,8 @@ def benchmark(
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
         source = None if data is None else str(data)
-        opened = child.call("hasten.racing:_pack_all", into=name, model=str(model), data=source, rows=max(batches), deadline_s=600)
+        here = {"into": name, "model": str(model), "data": source, "rows": max(batches)}
+        opened = prepare.call(child, "hasten.racing:_pack_all", model, **here, deadline_s=600)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))
         running = _check(rows, Path(name), opened.arrays, fixed)
@@ -148,9 +151,11 @@ def _pack_all(*, into: str, model: str, data: str | None, rows: int) -> Reply:
     from hasten.load import files, lower
     from hasten.load.data import read
 
-    given = None if data is None else read(data).view
-    network = files.open_network(Path(model), None if given is None else given.take(slice(0, 4)).inputs)
-    network = files.check_forward(network)
+    with room_for(model, *filter(None, [data])):
+        given = None if data is None else read(data).view
+    example = None if given is None else given.take(slice(0, 4)).inputs
+    with room_for(model, example_bytes=sum(a.nbytes for a in example or ())):
+        network = files.check_forward(files.open_network(Path(model), example))
     catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs

@@ -6,6 +6,7 @@ These functions read what strangers wrote and run it: call them in a guarded chi
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ _HINTS = {
     **dict.fromkeys((".pb", ".tflite"), "TensorFlow"),
 }
 _ROWS = 2
+_MOST_MADE_UP = 2**24  # elements; a file must not ask for memory by its shapes alone
 _SAME = 1e-3
 
 
@@ -227,9 +229,9 @@ def _made_up(inputs: tuple[Input, ...], sizes: tuple[tuple[int | None, ...], ...
     generator = torch.Generator().manual_seed(0)
     arrays = []
     for one, size in zip(inputs, sizes, strict=True):
-        if any(s is None for s in size[1:]):
-            raise DataRefused(f"input {one.name} is {one}: sizes that the file leaves open must come from data; give some")
         shape = [fixed or _ROWS, *(int(s) for s in size[1:] if s is not None)]
+        if any(s is None for s in size[1:]) or math.prod(shape) > _MOST_MADE_UP:
+            raise DataRefused(f"input {one.name} is {one}: sizes that are open or this large must come from data; give some")
         dtype = torch.from_numpy(np.empty(0, one.dtype)).dtype
         arrays.append(random_tensor(shape, dtype, generator).numpy())
     return tuple(arrays)
