@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from hasten.core import folder
+from hasten.core.child import Child, Reply
 from hasten.core.data import View
-from hasten.core.errors import DataRefused
+from hasten.core.errors import ChildFailed, DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays, Network
 from hasten.core.score import Score
+from hasten.load.guards.places import room_for
 from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
@@ -24,14 +26,27 @@ _DROP = 0.01  # the cut's own default aim
 _LOOK = 256  # rows that the score is chosen by
 
 
+def call(child: Child, function: str, file: str | Path, /, *, refusal: type[HastenError] = ModelRefused, **values: Any) -> Reply:
+    """Calls a function of a guarded child that opens `file`. Whatever the file does to the child, it is refused in one line.
+
+    Raises:
+        HastenError: what the function raised; `refusal` where it raised what no reader should, or the child died.
+    """
+    try:
+        return child.call(function, **values)
+    except ChildFailed as why:
+        raise refusal(f"{Path(file).name} cannot be opened: {why}") from why
+
+
 def read_and_cut(
     *, run: str, data: str, prove: str | None, target: str | None, group: str | None, seed: int, max_drop: float
 ) -> dict[str, Any]:
     """Reads data files, cuts them into views under `run/views`, *prove* sealed."""
     from hasten.load.data import read
 
-    loaded = read(data, target=target, group=group)
-    held_out = read(prove, target=target, group=group, classes=loaded.classes) if prove else None
+    with room_for(*filter(None, (data, prove))):
+        loaded = read(data, target=target, group=group)
+        held_out = read(prove, target=target, group=group, classes=loaded.classes) if prove else None
     return cut(Path(run), loaded, held_out, seed=seed, max_drop=max_drop)
 
 
@@ -59,7 +74,9 @@ def read_and_keep_back(*, run: str, data: str, target: str | None, group: str | 
     """Reads data files and cuts them for `apply`."""
     from hasten.load.data import read
 
-    return keep_back(Path(run), read(data, target=target, group=group), seed=seed)
+    with room_for(data):
+        loaded = read(data, target=target, group=group)
+    return keep_back(Path(run), loaded, seed=seed)
 
 
 def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
@@ -104,7 +121,9 @@ def open_file(*, run: str, model: dict[str, Any], inputs: list[str], score: str 
     from hasten.load import files
     from hasten.load.source import Source
 
-    network = files.open_network(Source(**model), example(Path(run)), inputs)
+    source, given = Source(**model), example(Path(run))
+    with source.room(given):
+        network = files.open_network(source, given, inputs)
     return admit(Path(run), network, score, highest_label)
 
 

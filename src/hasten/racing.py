@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten import prepare
 from hasten.core import folder
 from hasten.core.child import Child, Reply
 from hasten.core.data import View
@@ -16,6 +17,7 @@ from hasten.core.errors import ChildFailed, HastenError, UsageError
 from hasten.core.network import Arrays
 from hasten.core.recipe import Engine, describe
 from hasten.core.runner import Runner
+from hasten.load.guards.places import room_for
 from hasten.load.source import Source
 from hasten.measure import machine, timing
 from hasten.search.bench import check_alike, difference
@@ -49,7 +51,8 @@ def benchmark(
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
         source = None if data is None else str(data)
-        opened = child.call("hasten.racing:_pack_all", into=name, model=given.to_json(), data=source, rows=max(batches), deadline_s=600)
+        here = {"into": name, "model": given.to_json(), "data": source, "rows": max(batches)}
+        opened = prepare.call(child, "hasten.racing:_pack_all", given.path, **here, deadline_s=600)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))
         running = _check(rows, Path(name), opened.arrays, fixed)
@@ -150,10 +153,13 @@ def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) 
     from hasten.load import files, lower
     from hasten.load.data import read
 
-    loaded = None if data is None else read(data)
+    place = Source(**model)
+    with room_for(*filter(None, [data])):
+        loaded = None if data is None else read(data)
     given = None if loaded is None else loaded.view
     example = None if given is None else given.take(slice(0, 4)).inputs
-    network = files.open_network(Source(**model), example, loaded.names if loaded else ())
+    with place.room(example or ()):
+        network = files.check_forward(files.open_network(place, example, loaded.names if loaded else ()))
     catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.core import folder
 from hasten.core.child import Child
-from hasten.core.errors import ModelRefused, StorageError, UsageError
+from hasten.core.errors import DataRefused, ModelRefused, StorageError, UsageError
 from hasten.core.recipe import fingerprint
 from hasten.core.report import Accept, Limit, Report
 from hasten.core.store import Store
@@ -234,13 +234,15 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
     with Child(memory_bytes=_ROOM_BYTES) as child:
         if isinstance(given.data, (str, Path)):
             cut |= {"data": str(given.data), "prove": None if given.prove is None else str(given.prove)}
-            task = child.call("hasten.prepare:read_and_cut", **here, **cut, target=options.target, group=options.group).value
+            cut |= {"target": options.target, "group": options.group}
+            task = prepare.call(child, "hasten.prepare:read_and_cut", given.data, refusal=DataRefused, **here, **cut).value
         else:
             task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
         known = {"score": options.score, "highest_label": task["highest_label"]}
         if isinstance(given.model, Source):
-            opened = child.call("hasten.prepare:open_file", **here, model=given.model.to_json(), inputs=task["inputs"], **known)
+            words = {"model": given.model.to_json(), "inputs": task["inputs"]}
+            opened = prepare.call(child, "hasten.prepare:open_file", given.model.path, **here, **words, **known)
         else:
             save_module(given.model, place, task["inputs"])
             opened = child.call("hasten.prepare:check_saved", **here, **known)

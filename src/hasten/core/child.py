@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,10 @@ from hasten.core.network import Arrays
 _HEAD = 8
 _MOST_HEAD = 1 << 26
 _START_S = 60.0
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (the system may have run out of memory)",
+    signal.SIGXCPU: " (more processor time than it was given)",
+}
 _to_parent: socket.socket | None = None
 
 
@@ -156,7 +161,7 @@ class Child:
         self._log.seek(0)
         lines = [line for line in self._log.read()[-4000:].decode(errors="replace").splitlines() if line.strip()]
         cause = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        hint = _HINTS.get(-code, "")
         return f"the process {cause}{hint}" + (f": {lines[-1][:300]}" if lines else "")
 
 
@@ -164,6 +169,34 @@ def report_progress(share: float, words: str) -> None:
     """In a child: tells the parent how far the call is, in [0, 1]. Elsewhere: nothing."""
     if _to_parent is not None:
         _send(_to_parent, {"progress": [share, words]}, ())
+
+
+@contextlib.contextmanager
+def room(more_bytes: int, more_s: float) -> Iterator[None]:
+    """Inside, this process may take so much more memory and processor time than it has taken until now.
+
+    What asks for more memory fails as on a full machine; with more time the process dies of SIGXCPU, so this is for children.
+    Memory counts when it is asked for and may be written, whether or not it is. Only Linux counts it so; elsewhere there is no limit.
+
+    Args:
+        more_bytes, more_s: > 0.
+    """
+    import resource
+
+    limits = {resource.RLIMIT_CPU: math.ceil(sum(os.times()[:2]) + more_s)}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        taken = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        limits[resource.RLIMIT_DATA] = taken * 1024 + more_bytes
+    before = {which: resource.getrlimit(which) for which in limits}
+    for which, limit in limits.items():
+        hard = before[which][1]
+        resource.setrlimit(which, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        for which, old in before.items():
+            resource.setrlimit(which, old)
 
 
 def _send(to: socket.socket, head: dict[str, Any], arrays: Arrays) -> None:

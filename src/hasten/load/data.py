@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.data import Array, View
-from hasten.core.errors import DataRefused, HastenError, OutOfResources, UsageError
+from hasten.core.errors import DataRefused, HastenError, ModelRefused, OutOfResources, UsageError
 from hasten.load.examples import Loaded, Naming, as_array, assemble, check_labels, check_room, checked, listed, room_bytes
+from hasten.load.guards.archives import check_zip
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -211,23 +212,26 @@ def _joined(rows: list[Array], name: str, batched: bool) -> Array:
 def _read_npy(path: Path) -> Array:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError) as why:
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError, TypeError, SyntaxError) as why:
         raise DataRefused(f"{path} must be a NumPy array without objects: {why}") from why
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     """The members in file order. Their sizes are looked up before anything is unpacked; nothing is ever unpickled."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+        with open(path, "rb") as file:
+            members = check_zip(file, str(path))
             check_room(sum(member.file_size for member in members), f"{path}, unpacked,")
+            archive = zipfile.ZipFile(file)
             names = [member.filename.removesuffix(".npy") for member in members]
             if len(set(names)) != len(names):
                 raise DataRefused(f"{path} must hold each name once, got {listed(names)}")
             return {name: _read_member(archive, member) for name, member in zip(names, members, strict=True)}
+    except ModelRefused as why:
+        raise DataRefused(str(why)) from why
     except HastenError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as why:
+    except (OSError, ValueError, EOFError, RuntimeError, RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as why:
         raise DataRefused(f"{path} must be a whole .npz of arrays without objects: {why}") from why
 
 

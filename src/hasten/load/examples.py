@@ -20,6 +20,7 @@ import numpy as np
 
 from hasten.core.data import Array, View
 from hasten.core.errors import DataRefused, OutOfResources, UsageError
+from hasten.load.guards.places import most_bytes
 
 FEWEST = 3
 _LABEL_NAMES = ("y", "label", "labels", "target")
@@ -207,6 +208,15 @@ def check_room(size_bytes: int, what: str) -> None:
         raise OutOfResources(
             f"{what} would take {size_bytes / 1e9:.1f} GB and there is room for {room / 1e9:.1f} GB "
             f"(a third of the free memory); give a smaller part of the data"
+        )
+
+
+def check_growth(size_bytes: int, file_bytes: int, what: str) -> None:
+    """Refuses what unpacks to more than `most_bytes` of its file, before anything is allocated. Raises DataRefused."""
+    if size_bytes > most_bytes(file_bytes):
+        raise DataRefused(
+            f"{what} would take {size_bytes:,} bytes and lies in {file_bytes:,}, as files do that are made to fill a memory; "
+            f"at most {most_bytes(file_bytes):,} are taken: give it in parts, or stored without compression"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ __all__ = ["fitted", "program_inputs"]
 
 Sizes = tuple[tuple[int | None, ...], ...]
 _ROWS = 2
+_MOST_MADE_UP = 2**24  # elements; a file must not ask for memory by its shapes alone
 
 
 def program_inputs(program: torch.export.ExportedProgram) -> tuple[tuple[Input, ...], Sizes]:
@@ -58,9 +61,9 @@ def _made_up(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None) -> Arra
     generator = torch.Generator().manual_seed(0)
     arrays = []
     for one, size in zip(inputs, sizes, strict=True):
-        if any(s is None for s in size[1:]):
-            raise DataRefused(f"input {one.name} is {one}: sizes that the file leaves open must come from data; give some")
         shape = [fixed or _ROWS, *(int(s) for s in size[1:] if s is not None)]
+        if any(s is None for s in size[1:]) or math.prod(shape) > _MOST_MADE_UP:
+            raise DataRefused(f"input {one.name} is {one}: sizes that are open or this large must come from data; give some")
         dtype = torch.from_numpy(np.empty(0, one.dtype)).dtype
         arrays.append(random_tensor(shape, dtype, generator).numpy())
     return tuple(arrays)

@@ -53,9 +53,14 @@ def read_zip(path: Path) -> dict[str, bytes]:
         entries = check_zip(file, path.name)
         try:
             with zipfile.ZipFile(file) as archive:
-                return {e.filename: archive.read(e) for e in entries if not e.is_dir()}
+                found = {e.filename: archive.read(e) for e in entries if not e.is_dir()}
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as why:
             raise ModelRefused(f"{path.name} is damaged ({why}): write it again") from why
+    for entry in (e for e in entries if len(found.get(e.filename, b"")) != e.file_size):
+        raise ModelRefused(
+            f"{path.name} claims to hold {entry.file_size} bytes of {entry.filename[:100]!r}, which are not there: not opened"
+        )
+    return found
 
 
 def packed(entries: Mapping[str, bytes]) -> io.BytesIO:

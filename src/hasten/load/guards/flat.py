@@ -37,7 +37,9 @@ class _Table:
         length = _number(data, table, "<H")
         _span(data, table, length)
         _span(data, place, _number(data, table + 2, "<H"))
-        self.fields = struct.unpack_from(f"<{(length - 4) // 2}H", data, table + 4) if length >= 4 else ()
+        if length < 4 or length % 2:
+            raise _Outside(f"a table of fields takes {length} bytes")
+        self.fields = struct.unpack_from(f"<{(length - 4) // 2}H", data, table + 4)
 
     def at(self, field: int) -> int | None:
         """Where the field lies, None where it is left out."""
@@ -85,7 +87,10 @@ def check_tflite(data: bytes, name: str = "the model") -> None:
             if count > _MOST:
                 raise ModelRefused(f"{name} must hold at most {_MOST} parts, got more: not opened")
         buffers = [_buffer(b) for b in model.tables(4)]
-        for graph in model.tables(2):
+        graphs = model.tables(2)
+        if not graphs:
+            raise _Outside("it holds no graph")
+        for graph in graphs:
             _check_graph(graph, len(model.tables(1)), buffers)
     except (struct.error, _Outside) as why:
         raise ModelRefused(f"{name} is no whole .tflite file: {why or 'it ends too early'}; convert the model again") from why

@@ -41,14 +41,13 @@ def check_model(model: onnx.ModelProto) -> None:
     for key in functions:
         _count_function(key, functions, counted, ())
     _most(_count([model.graph], functions, counted, ()))
-    for part in (model.graph, *model.functions):
-        for tensor in parts_tensors(part):
-            _check_tensor(tensor)
+    for tensor in tensors(model):
+        _check_tensor(tensor)
 
 
-def parts_tensors(part: _Part) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph or function: initializers and attributes, in subgraphs too; refuses sparse ones that are bombs."""
-    for inner in _inside(part):
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers and attributes, in subgraphs and functions too; refuses sparse ones that are bombs."""
+    for inner in (i for part in (model.graph, *model.functions) for i in _inside(part)):
         if isinstance(inner, onnx.GraphProto):
             yield from inner.initializer
             for sparse in inner.sparse_initializer:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import ModelRefused
+from hasten.load.guards.archives import read_zip
+from hasten.load.guards.hdf5 import check_hdf5
+from hasten.load.guards.jsons import read_json
 
 _ROOMS = "layers|models|ops|initializers|regularizers|constraints|activations|optimizers|losses|metrics|dtype_policies|quantizers"
 _MODULE = re.compile(rf"keras(\.src)?(\.({_ROOMS})[\w.]*)?")
@@ -20,6 +25,24 @@ _CODE = {
 _FILES = ("vocabulary", "filepath", "file_path", "url", "origin")
 _DEEPEST = 100
 _WAY_OUT = "export it from Python with model.export(path, format='onnx') and give the .onnx file"
+
+
+def read_keras(path: Path) -> dict[str, bytes]:
+    """The entries of a `.keras` file, all of them checked: call this in a guarded child.
+
+    Raises:
+        ModelRefused: see `read_zip`, `read_json`, `check_layers` and `check_hdf5`.
+    """
+    entries = read_zip(path)
+    for needed in ("config.json", "model.weights.h5"):
+        if needed not in entries:
+            raise ModelRefused(f"{path.name} holds no {needed}, so it is no model of Keras 3; save it again with model.save")
+    config = read_json(entries["config.json"], f"config.json of {path.name}")
+    if not isinstance(config, dict):
+        raise ModelRefused(f"expected an object in config.json of {path.name}, got {type(config).__name__}")
+    check_layers({k: v for k, v in config.items() if k != "compile_config"}, path.name)
+    check_hdf5(io.BytesIO(entries["model.weights.h5"]), f"model.weights.h5 of {path.name}")
+    return entries
 
 
 def check_layers(config: Any, name: str = "the model") -> None:

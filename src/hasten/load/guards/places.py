@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from hasten.core.child import room
 from hasten.core.errors import ModelRefused
 
 _LEAST = 2**28
@@ -19,6 +22,23 @@ def most_bytes(size: int) -> int:
     True
     """
     return max(_LEAST, _GROWTH * size)
+
+
+@contextlib.contextmanager
+def room_for(*paths: str | Path, example_bytes: int = 0) -> Iterator[None]:
+    """Inside, which must be in a guarded child, opening the files may take 1 GiB and 10 s more than honest ones of their size.
+
+    An honest file takes up to 32 times its size while it is opened, its activations up to 64 times the example, and its
+    description up to 0.3 s of processor time for each kB of it (torch.export takes 10 to 30 ms for a node of some 100 bytes).
+    """
+    size = sum(_size(Path(p)) for p in paths)
+    with room(2**30 + 32 * size + 64 * example_bytes, 10 + 0.3e-3 * size + 1e-6 * example_bytes):
+        yield
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)
 
 
 def check_name(name: str, what: str) -> None:
