@@ -107,7 +107,8 @@ class Bench:
                 with folder.new_folder(self.run / "outputs" / "original") as fresh:
                     View(inputs=outputs).save(fresh)
                 self.baseline = self._establish(outputs)
-            latency = timing.quick(runner, self.select.inputs, self.settings.batches)
+            with self.workshop.quiet():
+                latency = timing.quick(runner, self.select.inputs, self.settings.batches)
             return self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
 
     def _recall(self) -> Baseline | None:
