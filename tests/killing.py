@@ -1,6 +1,6 @@
 """Kills made-up searches, fills their disk, and says what was lost.
 
-    python tests/killing.py --kills 10 --every 100 --fill 5
+    python tests/killing.py --kills 10 --writes 10 --fill 5
 
 prints JSON. benchmarks/kill_search.py runs it with large numbers, tests/test_kill_search.py with small ones. Each search is a fork of
 this process, so that it begins at once; the process itself is started again with the library of `faults.py`.
@@ -31,13 +31,17 @@ NO_SPACE = 74
 
 
 class Campaign:
-    """Searches in folders below `place`, all of which must end like the first, which nothing disturbed."""
+    """Searches in folders below `place`, all of which must end like the first, which nothing disturbed.
+
+    `wrong` says what did not; `seen` counts the ended trials that were looked for after an interruption.
+    """
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.faults = faults.Faults()
         self.count = 0
         self.wrong: list[str] = []
+        self.seen = 0
         self.search(self.folder(), faults.COUNT)  # imports what is imported late
         whole = self.folder()
         start = time.monotonic()
@@ -69,6 +73,7 @@ class Campaign:
     def check(self, place: Path, before: dict[int, Any], what: str) -> dict[int, Any]:
         """The ended trials after an interruption; those of before must be there as they were."""
         now = ended(place / "run")
+        self.seen += len(now)
         self.wrong += [f"{what}: trial {n} was lost or changed" for n, trial in before.items() if now.get(n) != trial]
         return now
 
@@ -100,16 +105,16 @@ class Campaign:
             self.finish(place, before, f"killed at random, search {searches}")
         return searches
 
-    def kill_at_writes(self, every: int) -> int:
-        """Kills one search at each `every`-th of its writes; how many."""
-        for at in range(0, self.calls, every):
+    def kill_at_writes(self, times: int) -> int:
+        """Kills one search each at so many of its writes, spread evenly; at all of them if `times` is negative. How many."""
+        spots = sorted({part * self.calls // times for part in range(times)}) if times >= 0 else range(self.calls)
+        for at in spots:
             place = self.folder()
             code = self.search(place, faults.KILL, at)
             if code != -signal.SIGKILL:
                 self.wrong.append(f"write {at}: ended with code {code} before it came")
             self.finish(place, self.check(place, {}, f"write {at}"), f"killed at write {at}")
-            print(f"killed at {at}", self.wrong[-1:], file=sys.stderr)
-        return len(range(0, self.calls, every))
+        return len(spots)
 
     def fill(self, times: int, seed: int) -> int:
         """Fills the disk of one search at each of so many bytes, spread evenly with a random offset; how many."""
@@ -121,7 +126,6 @@ class Campaign:
             if code != NO_SPACE:
                 self.wrong.append(f"disk full at byte {at}: ended with code {code}")
             self.finish(place, self.check(place, {}, f"byte {at}"), f"disk full at byte {at}")
-            print(f"full at {at}", self.wrong[-1:], file=sys.stderr)
         return times
 
 
@@ -152,7 +156,7 @@ def main() -> None:
     """Runs the campaign that the words ask for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=0, help="at random moments")
-    parser.add_argument("--every", type=int, default=0, help="a kill at each so-manieth write")
+    parser.add_argument("--writes", type=int, default=0, help="kills at so many writes; -1 for every one")
     parser.add_argument("--fill", type=int, default=0, help="bytes at which the disk is full")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -164,8 +168,8 @@ def main() -> None:
         found: dict[str, Any] = {"writes": campaign.calls, "bytes": campaign.bytes, "search_s": round(campaign.seconds, 2)}
         found["trials"] = len(campaign.expected["trials"])
         found["searches_killed"] = campaign.kill_at_random(asked.kills, asked.seed)
-        found |= {"kills": asked.kills, "write_kills": campaign.kill_at_writes(asked.every) if asked.every else 0}
-        found |= {"disk_full": campaign.fill(asked.fill, asked.seed), "wrong": campaign.wrong}
+        found |= {"kills": asked.kills, "write_kills": campaign.kill_at_writes(asked.writes)}
+        found |= {"disk_full": campaign.fill(asked.fill, asked.seed), "ended_trials_checked": campaign.seen, "wrong": campaign.wrong}
     print(json.dumps(found))
 
 

@@ -197,3 +197,14 @@ def test_a_search_comes_out_the_same_however_many_help(tmp_path: Path, workers: 
         built = {name for name in found[count]["folders"] if name.startswith("cache/")}
         found[count]["folders"] = {name: told for name, told in found[count]["folders"].items() if name not in built}
     assert found[1] == found[workers]
+
+
+def test_waiting_has_a_deadline(crew_of: Any) -> None:
+    helper = Fake()
+    helper.work = lambda recipe: helper.stopped.wait(10) and None  # type: ignore[func-returns-value]
+    crew = crew_of(helper)
+    with pytest.raises(ChildFailed, match="no answer within 0 s, stopped"):
+        crew.wait(PRUNED, deadline_s=0.3)
+    helper.work = lambda recipe: None
+    crew.wait(ROUNDED)
+    assert helper.built == [PRUNED, ROUNDED]

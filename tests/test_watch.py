@@ -11,6 +11,8 @@ import pytest
 
 from hasten.core.recipe import Recipe
 from hasten.live import Live
+from hasten.measure import timing
+from hasten.search import watch
 from hasten.search.crew import to_come
 from hasten.search.propose import propose
 from hasten.search.watch import Event, Watch
@@ -61,26 +63,30 @@ def told(model: Callable[[Recipe], tuple[float, float]], seconds: Seconds, final
     def begin():  # type: ignore[no-untyped-def]
         return propose(CATALOGUE, SPACES, SETTINGS)
 
-    watch = Watch(watcher=listen, clock=lambda: now, expected_trials=2 * 2 * (1 + len(SPACES)) + 4)
-    watch.stage("search", "")
+    watching = Watch(watcher=listen, clock=lambda: now, expected_trials=2 * 2 * (1 + len(SPACES)) + 4)
+    watching.stage("search", "")
     dialogue, said = begin(), []
     recipe: Recipe | None = next(dialogue)
     while recipe:
         now += seconds(recipe)
         said.append(replace(_trial(len(said), recipe, model), seconds=seconds(recipe)))
-        watch.coming = to_come(begin, said)
-        watch.ended(said[-1], seconds(recipe))
+        watching.coming = to_come(begin, said)
+        watching.ended(said[-1], seconds(recipe))
         try:
             recipe = dialogue.send(said[-1])
         except StopIteration:
             recipe = None
     for stage, lasts in finals.items():
-        watch.stage(stage, "")
+        watching.stage(stage, "")
         for part in range(10):
             now += lasts / 10
-            watch.progress((part + 1) / 10, "")
+            watching.progress((part + 1) / 10, "")
     heard.append((now, 0.0))
     return heard
+
+
+def test_the_forecast_knows_where_the_protocol_ends() -> None:
+    assert watch.FINALS["timing"][1] == timing.FULL.longest_s
 
 
 FINALS = {"heat": 25.0, "ablation": 25.0, "proof": 5.0, "timing": 80.0}
@@ -98,10 +104,10 @@ def test_after_a_fifth_the_time_left_is_known_to_a_third(model: Callable[[Recipe
 
 def test_without_a_search_the_pace_of_the_stage_tells() -> None:
     now, heard = 0.0, []
-    watch = Watch(watcher=heard.append, clock=lambda: now)
-    watch.stage("race", "timing")
+    watching = Watch(watcher=heard.append, clock=lambda: now)
+    watching.stage("race", "timing")
     now = 10.0
-    watch.progress(0.25, "round 1")
+    watching.progress(0.25, "round 1")
     assert [event.left_s for event in heard] == [None, 30.0]
 
 

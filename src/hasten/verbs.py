@@ -107,6 +107,8 @@ def optimize(
     options = options or Options()
     drop, relative = parse_drop(max_drop)
     limit = options.limit(drop)
+    if run is not None:
+        folder.refuse_if_held(Path(run))  # large data take their time to read
     given = _Given.of(model, data, prove, options)
     config = given.config(limit, relative, options)
     place = Path(run) if run is not None else Path("runs") / f"{given.name}-{fingerprint(config)[:8]}"

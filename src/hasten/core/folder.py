@@ -38,10 +38,8 @@ class Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise RunLocked(f"{folder} is in use by {holder}; wait for it or choose another --run folder") from None
+            raise _in_use(folder) from None
         with storage(folder):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -50,6 +48,17 @@ class Lock:
     def release(self) -> None:
         """Gives it back."""
         self._file.close()
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Raises RunLocked if a process works in `folder`; touches nothing, so it can be asked before anything is read."""
+    if (folder / "lock").exists() and locked(folder):
+        raise _in_use(folder)
+
+
+def _in_use(folder: Path) -> RunLocked:
+    holder = (folder / "lock").read_text().strip() or "another process"
+    return RunLocked(f"{folder} is in use by {holder}; wait for it or choose another --run folder")
 
 
 def locked(folder: Path) -> bool:

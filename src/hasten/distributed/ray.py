@@ -39,6 +39,9 @@ class Cluster:
         except ImportError:
             raise BackendMissing("--ray needs Ray: pip install 'hasten[ray]'") from None
         self._ray = ray
+        self._ours = not ray.is_initialized()
+        if not self._ours:
+            return  # the caller's own connection
         try:
             ray.init(address=address, namespace="hasten", log_to_driver=False, logging_level="ERROR")
         except Exception as why:  # whatever a socket, gRPC or Ray itself says
@@ -65,8 +68,9 @@ class Cluster:
         return RemoteChild(self._ray, threads=threads, memory_bytes=memory_bytes)
 
     def close(self) -> None:
-        """Ends the connection, and with it every child."""
-        self._ray.shutdown()
+        """Ends the connection, and with it every child, unless it was there before."""
+        if self._ours:
+            self._ray.shutdown()
 
 
 class RemoteChild:

@@ -8,7 +8,9 @@ wrong guess costs a helper's time and nothing else. While a network is timed, ev
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -91,16 +93,18 @@ class Crew:
             self._wanted = list(dict.fromkeys(self._job(r) for r in recipes if r.steps))
             self._changed.notify_all()
 
-    def wait(self, recipe: Recipe, progress: Progress | None = None) -> None:
+    def wait(self, recipe: Recipe, progress: Progress | None = None, *, deadline_s: float = math.inf) -> None:
         """Returns when the beginning of the recipe is in the cache, or when no helper is left to build it.
 
         Where all helpers are busy with guesses that turned out wrong, one of them is taken off its work.
 
         Raises:
             HastenError: what building it raised.
+            ChildFailed: if it takes longer than `deadline_s`.
         """
         if not recipe.steps:
             return
+        end = time.monotonic() + deadline_s
         with self._changed:
             job = self._job(recipe)
             if job not in self._wanted:
@@ -111,6 +115,10 @@ class Crew:
                 self._changed.wait(0.2)
                 if progress and job.heard:
                     progress(*job.heard)
+                if time.monotonic() > end:
+                    self._wanted.remove(job)
+                    self._end([at for at, other in self._under_way.items() if other is job])
+                    raise ChildFailed(f"no answer within {deadline_s:.0f} s, stopped")
         if job.error:
             raise job.error
 

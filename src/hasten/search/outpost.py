@@ -68,6 +68,7 @@ def _outposts(cluster: Cluster, workers: int | None, run: Path, *, loss: Loss, s
     workers = workers or len(nodes)
     threads = max(min(nodes) // -(-workers // len(nodes)), 1)
     outposts = [Outpost(run, lambda: cluster.start(threads=threads), loss=loss, seed=seed) for _ in range(workers)]
+    outposts[0].begin()  # what keeps all of them from starting is told now and not by every trial
     return Crew(outposts, at_the_end=cluster.close)
 
 
@@ -87,6 +88,10 @@ class Outpost:
         self._child: RemoteChild | None = None
         self._there: set[str] = set()
         self._starting = threading.Lock()
+
+    def begin(self) -> None:
+        """Starts the process there and sends it what it needs. Raises BackendMissing, WorkerLost."""
+        self._ready()
 
     def build(self, recipe: Recipe, progress: Progress | None = None) -> None:
         """Applies the steps there and brings every beginning that they made into the cache here. Raises WorkerLost besides."""

@@ -41,7 +41,7 @@ class Workshop:
         loss: what steps learn with.
         seed: of the steps.
         memory_bytes: address space of the child.
-        deadline_s: for one recipe.
+        deadline_s: for one recipe; may be changed between recipes.
         threads: of a helper's child; None for the search's own workshop, which takes what there is and keeps a log.
     """
 
@@ -60,7 +60,7 @@ class Workshop:
         self._run = run
         self._job = {"run": str(run), "loss": loss, "seed": seed}
         self._memory_bytes = memory_bytes
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._environment = None if threads is None else {name: str(threads) for name in _THREADS}
         self._child: Child | None = None
         self._starting = threading.Lock()  # held from `pause` to `resume`: no new process begins in between
@@ -68,7 +68,7 @@ class Workshop:
     def make(self, recipe: Recipe, package: Path, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Packs what the recipe makes into `package`; gives its parameters and MACs. Raises Unsupported, ChildFailed."""
         if self.crew:
-            self.crew.wait(recipe, progress)
+            self.crew.wait(recipe, progress, deadline_s=self.deadline_s)
         return self._call("make", recipe, package=str(package), progress=progress)  # type: ignore[no-any-return]
 
     def build(self, recipe: Recipe, progress: Callable[[float, str], None] | None = None) -> None:
@@ -126,7 +126,7 @@ class Workshop:
         pickled = np.frombuffer(cloudpickle.dumps(what), np.uint8)
         target = f"hasten.search.workshop:_{function}"
         try:
-            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self._deadline_s, progress=progress)
+            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self.deadline_s, progress=progress)
         except (ChildFailed, MemoryError, KeyboardInterrupt):
             self._end()
             raise
