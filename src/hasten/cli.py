@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, progress as JSON lines on standard error.")]
 Model = Annotated[
     str, typer.Argument(help=".pt2, .onnx, TorchScript, .keras, .h5, .tflite, a Hugging Face or SavedModel folder, or net.py:Class.")
 ]
@@ -61,6 +61,8 @@ def optimize(
     size_bytes: Annotated[int | None, typer.Option("--size-bytes", help="Cap on the size on disk.")] = None,
     peak_memory_bytes: Annotated[int | None, typer.Option("--peak-memory-bytes", help="Cap on memory.")] = None,
     min_speedup: Annotated[float | None, typer.Option("--min-speedup", help="Least speed-up.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes that train side by side.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes train.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the fastest network that keeps the score, and prove it."""
@@ -82,9 +84,11 @@ def optimize(
         size_bytes=size_bytes,
         peak_memory_bytes=peak_memory_bytes,
         min_speedup=min_speedup,
+        workers=workers,
+        ray=ray,
         command=_command(),
     )
-    with _progress() as watcher:
+    with _progress(json_) as watcher:
         found = verbs.optimize(_source(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
     _show(found, json_)
 
@@ -108,7 +112,7 @@ def apply(
 
     columns = applying.Columns(score=score, target=target, group=group)
     try:
-        with _progress() as watcher:
+        with _progress(json_) as watcher:
             found = applying.apply(recipe, _source(model, weights, pin), data, out=out, columns=columns, seed=seed, watcher=watcher)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", INTERRUPTED)
@@ -187,7 +191,7 @@ def demo(
     """Train a small network on real images, make it fast, and prove it."""
     from hasten import demo as demonstration
 
-    with _progress() as watcher:
+    with _progress(json_) as watcher:
         place = run or Path("runs") / f"demo-{task}"
         found = demonstration.demo(place, task=task, max_drop=max_drop, seed=seed, watcher=watcher, say=_say)
     _show(found, json_)
@@ -220,7 +224,7 @@ def benchmark(
     """Race the engines on the unchanged network."""
     from hasten import racing
 
-    with _progress() as watcher:
+    with _progress(json_) as watcher:
         found = racing.benchmark(_source(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
     if json_:
         print(json.dumps(found, indent=1))
@@ -322,10 +326,10 @@ def _console() -> Any:
     return Console()
 
 
-def _progress() -> Any:
+def _progress(as_json: bool = False) -> Any:
     from hasten.live import Live
 
-    return Live(sys.stderr)
+    return Live(sys.stderr, as_json=as_json)
 
 
 def _show(found: Report, as_json: bool, *, running: bool = False) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STORE = "run.sqlite"
 _OPENING_S = 600.0
 _ROOM_BYTES = 12 << 30
+_ANY_TIME = ("command", "workers", "ray")  # may differ when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Options:
         confidence: of the statement about the drop, in (0.5, 1).
         accept: "proof" asks for the bound, "point" takes the estimate.
         latency_ms, size_bytes, peak_memory_bytes, min_speedup: caps that the result must meet.
+        workers: processes that train side by side; the processors are divided among them.
+        ray: address of a Ray cluster whose nodes train.
         command: how the user asked, for the report.
     """
 
@@ -60,6 +63,8 @@ class Options:
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     min_speedup: float | None = None
+    workers: int | None = None
+    ray: str | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -104,6 +109,8 @@ def optimize(
     options = options or Options()
     drop, relative = parse_drop(max_drop)
     limit = options.limit(drop)
+    if run is not None:
+        folder.refuse_if_held(Path(run))  # large data take their time to read
     given = _Given.of(model, data, prove, options)
     config = given.config(limit, relative, options)
     place = Path(run) if run is not None else Path("runs") / f"{given.name}-{fingerprint(config)[:8]}"
@@ -186,7 +193,7 @@ class _Given:
 
     def config(self, limit: Limit, relative: bool, options: Options) -> dict[str, Any]:
         """All that a run depends on; one folder holds one such."""
-        asked = {k: v for k, v in vars(options).items() if k != "command"}
+        asked = {k: v for k, v in vars(options).items() if k not in _ANY_TIME}
         return {**self.digests, "limit": limit.to_json(), "relative": relative, **asked}
 
 
@@ -195,6 +202,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
     from hasten.load import split
     from hasten.measure import machine
     from hasten.search.catalogue import Settings
+    from hasten.search.outpost import Hands
     from hasten.search.run import Job
 
     watch = Watch(watcher=watcher)
@@ -221,6 +229,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
             relative_drop=limit.max_drop if relative else None,
         ),
         watch=watch,
+        hands=Hands(workers=options.workers, ray=options.ray),
     )
 
 
