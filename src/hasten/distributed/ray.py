@@ -154,10 +154,13 @@ class _Actor:
     """Runs on a node."""
 
     def __init__(self, threads: int, memory_bytes: int | None) -> None:
-        environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        self._fresh = lambda: Child(memory_bytes=memory_bytes, environment=environment)
+        self._environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self._memory_bytes = memory_bytes
         self._child = self._fresh()
         self._place = tempfile.mkdtemp(prefix="hasten-")
+
+    def _fresh(self) -> Child:
+        return Child(memory_bytes=self._memory_bytes, environment=self._environment)
 
     def facts(self) -> dict[str, Any]:
         return {"place": self._place, "host": socket.gethostname(), "versions": _versions()}

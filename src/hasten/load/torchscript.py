@@ -59,7 +59,7 @@ def open_script(path: Path, example: Arrays | None) -> torch.export.ExportedProg
     tensors = tuple(torch.from_numpy(np.array(a)) for a in example)
     try:
         with quiet(), torch.no_grad():
-            script = torch.jit.load(guards.packed(entries), map_location="cpu").eval()
+            script = torch.jit.load(guards.packed(entries), map_location="cpu").eval()  # type: ignore[no-untyped-call]
             followed = Followed(script)
             followed(*tensors)
             batch = tuple({0: torch.export.Dim.AUTO} for _ in tensors) if len(example[0]) > 1 else None
