@@ -57,6 +57,7 @@ from hasten.load.lower import lower
 from hasten.measure import statistics, timing
 from hasten.tasks import networks
 from hasten.train import Augment, FineTune, Fit, Precision, fit
+from hasten.train.loop import AfterStep, go_on
 
 LIMIT = 0.01
 FIT = Fit(epochs=5, batch=64, learning_rate=0.01)
@@ -197,7 +198,8 @@ class _Bench:
         first, *others = self.case.recipes
         self._add(found, first)
         budget = self.seconds[first]
-        longer = FineTune(epochs=round(self._epochs(self.original, FineTune(), budget), 1))
+        paced = self._epochs(lambda look: FineTune().train(self.original, self.context, after_step=look), FineTune().batch, budget)
+        longer = FineTune(epochs=paced)
         further, _ = self._kept([longer], lambda: longer.apply(self.original, self.context))
         small = self._small(budget)
         for words in others:
@@ -269,25 +271,29 @@ class _Bench:
     def _small(self, budget: float) -> Network:
         """The control: another network of the same kind, trained from scratch for as long."""
 
-        def trained(epochs: float) -> Network:
+        def trained(epochs: float, after_step: AfterStep = go_on) -> Network:
             torch.manual_seed(self.seed)
-            body = fit(self.case.smaller().eval(), self.data.train, settings=replace(self.made.settings, epochs=epochs)).module
-            return self.original.with_body(body)
+            settings = replace(self.made.settings, epochs=epochs)
+            return self.original.with_body(
+                fit(self.case.smaller().eval(), self.data.train, settings=settings, after_step=after_step).module
+            )
 
-        start = time.process_time()
-        trained(0.1)
-        epochs = max(self.made.settings.epochs, 0.1 * budget / (time.process_time() - start))
+        epochs = self._epochs(lambda look: trained(1, look), self.made.settings.batch, budget)
         torch.manual_seed(self.seed)
-        return self._kept([str(self.case.smaller()), "from scratch"], lambda: trained(epochs))[0]
+        steps = [str(self.case.smaller()), "from scratch"]
+        return self._kept(steps, lambda: trained(max(epochs, self.made.settings.epochs)))[0]
 
-    def _epochs(self, network: Network, step: FineTune, budget: float) -> float:
-        """How many epochs of a fine-tuning take so many seconds of processor time, beside what is done once (the teacher)."""
+    def _epochs(self, train: Callable[[AfterStep], object], batch: int, budget: float) -> float:
+        """How many epochs of a training take so many seconds of processor time, what is done once (a teacher's pass) among them."""
         marks = [time.process_time()]
-        for epochs in (0.1, 0.3):
-            replace(step, epochs=epochs).apply(network, self.context)
+
+        def look(module: nn.Module, step: int, steps: int) -> bool:
             marks.append(time.process_time())
-        few, more = np.diff(marks)
-        return max(0.1, 0.1 + 0.2 * (budget - few) / (more - few))
+            return len(marks) > 25
+
+        train(look)
+        each = (marks[-1] - marks[5]) / (len(marks) - 6)  # the first steps warm up
+        return round(max(0.1, (budget - (marks[5] - marks[0] - 5 * each)) / (each * (len(self.data.train) // batch))), 1)
 
     def _kept(self, steps: list[Any], make: Callable[[], Network], engine: Engine | None = None) -> tuple[Network, float]:
         """The network and the seconds of processor time that its last step took, from the cache where it is there."""
