@@ -21,9 +21,9 @@ Row = dict[str, Any]
 
 def loop_overhead(found: Row) -> Iterable[tuple[str, ...]]:
     """Seconds of a pass and their ratio to the bare loop's."""
-    yield "loop", "seconds a pass", "÷ the bare loop, mean ± sd", "median"
+    yield "loop", "seconds a pass", "÷ the bare loop"
     for r in found["loops"]:
-        yield r["name"], f"{r['pass_s']:.2f}", f"{r['ratio']:.2f} ± {r['ratio_sd']:.2f}", f"{r['ratio_median']:.2f}"
+        yield r["name"], f"{r['pass_s']:.2f}", _spread(r["ratio"], r["ratio_sd"], 2)
 
 
 def time_to_accuracy(found: Row) -> Iterable[tuple[str, ...]]:
