@@ -6,7 +6,7 @@ One CNN of 52,000 parameters for all, its weights drawn as torch draws them. "te
 loop, in Lightning, in Keras' `fit`. "one cycle" is the honest control: tensors in memory, channels last, fused AdamW, a rate that
 rises and falls. "hasten" is one `Fit` for all targets. `--tune` trains on nine tenths of the training images and looks at the last
 tenth alone: for each of the three the better of two rates, then the fewest passes that reach the target there (and `MARGIN` more, the
-same for all). Its rows stay in `results/time_to_accuracy_tuning.json`, and the plans follow from them. The benchmark trains on all
+same for all). Its rows stay in `results/time_to_accuracy_tuning.jsonl`, and the plans follow from them. The benchmark trains on all
 training images from other seeds, each run in a process of its own, and scores the held-out images once, at the end. Seconds are
 those of the training: from arrays in memory to the trained network, with whatever is compiled on the way. With `--save` rows that are
 there are not measured again, so that a run can be ended after `--minutes` and gone on with.
@@ -65,8 +65,8 @@ PASSES: dict[str, dict[str, tuple[float, ...]]] = {  # of Fashion-MNIST and of t
     "mnist5k": {"hasten": (6, 10, 16, 24), "one cycle": (6, 10, 16, 24, 36), "textbook": tuple(range(1, 37))},
 }
 JUDGED = {"fashion_mnist": {"hasten": 2, "one cycle": 2, "textbook": 3}, "mnist5k": dict.fromkeys(("hasten", "one cycle", "textbook"), 10)}
-DRAWS = {"fashion_mnist": (100,), "mnist5k": (100, 101, 102)}  # the tenth that is looked at is 6,000 images, or 300
-TUNING = machine.RESULTS / "time_to_accuracy_tuning.json"
+DRAWS = {"fashion_mnist": (100,), "mnist5k": (100, 101, 102)}  # of the tenth that is looked at: 6,000 images, or 300
+TUNING = machine.RESULTS / "time_to_accuracy_tuning.jsonl"
 
 
 def network(classes: int = 10) -> nn.Module:
@@ -235,30 +235,35 @@ def _launch(loop: str, task: str, plan: Plan, seed: int, *, tuning: bool = False
 
 
 class Tuning:
-    """The rows of tuning, kept on disk as they come."""
+    """The rows of tuning, put on disk as they come; several processes may add to them."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = json.loads(TUNING.read_text()) if TUNING.exists() else []
+        lines = TUNING.read_text().splitlines() if TUNING.exists() else []
+        self._known = {self._key(**row): row["accuracy"] for row in map(json.loads, lines)}
+
+    @staticmethod
+    def _key(*, task: str, method: str, rate: float, passes: float, draw: int, accuracy: float = 0.0) -> tuple[Any, ...]:
+        del accuracy
+        return task, method, rate, float(passes), draw
 
     def accuracy(self, task: str, method: str, plan: Plan) -> float | None:
-        """The mean over the draws, or None where it was not tried."""
-        mine = [r for r in self.rows if (r["task"], r["method"], r["rate"], r["passes"]) == (task, method, plan.rate, plan.passes)]
-        return statistics.mean(r["accuracy"] for r in mine) if len(mine) == len(DRAWS[task]) else None
+        """The mean over the draws, or None where not all were tried."""
+        keys = [self._key(task=task, method=method, rate=plan.rate, passes=plan.passes, draw=draw) for draw in DRAWS[task]]
+        return statistics.mean(self._known[key] for key in keys) if all(key in self._known for key in keys) else None
 
     def tried(self, task: str, method: str, plan: Plan) -> float:
         """The same, and trains where it was not tried."""
-        if (known := self.accuracy(task, method, plan)) is not None:
-            return known
         loop = next(name for name, used in METHODS.items() if used == method)
         for draw in DRAWS[task]:
-            row = {"task": task, "method": method, "rate": plan.rate, "draw": draw}
+            fixed = {"task": task, "method": method, "rate": plan.rate, "draw": draw}
+            if self._key(**fixed, passes=plan.passes) in self._known:
+                continue
             found = _launch(loop, task, plan, draw, tuning=True)
-            whole = found["passes"] or [found["accuracy"]]
-            first = 1 if found["passes"] else plan.passes
-            fresh = [{**row, "passes": first + i} for i in range(len(whole))]
-            self.rows = [r for r in self.rows if not any(one.items() <= r.items() for one in fresh)]
-            self.rows += [{**one, "accuracy": accuracy} for one, accuracy in zip(fresh, whole, strict=True)]
-        TUNING.write_text("[\n" + ",\n".join(json.dumps(r) for r in self.rows) + "\n]\n")
+            looks = found["passes"] or [found["accuracy"]]
+            rows = [{**fixed, "passes": plan.passes - len(looks) + 1 + i, "accuracy": accuracy} for i, accuracy in enumerate(looks)]
+            self._known |= {self._key(**row): row["accuracy"] for row in rows}
+            with open(TUNING, "a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
         told = self.accuracy(task, method, plan)
         assert told is not None
         print(f"{task}, {method}, {plan}: {told:.4f}", file=sys.stderr, flush=True)
@@ -281,10 +286,10 @@ class Tuning:
         return enough[0] if enough else max(found, key=found.__getitem__)
 
 
-def tune(target: str) -> None:
+def tune(target: str, methods: list[str]) -> None:
     """Trains until the plans of a target can be told."""
     task, tuning = target.split()[0], Tuning()
-    for method in ("hasten", "one cycle", "textbook"):
+    for method in methods:
         passes = PASSES[task][method]
         for rate in RATES[method]:
             tuning.tried(task, method, Plan(passes=JUDGED[task][method], rate=rate))
@@ -303,7 +308,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     targets = options.only or list(TARGETS)
     if options.tune:
         for target in targets:
-            tune(target)
+            tune(target, options.method or list(dict.fromkeys(METHODS.values())))
         sys.exit(0)
     missing = [name for name, package in NEEDS.items() if importlib.util.find_spec(package) is None]
     kept = machine.RESULTS / "time_to_accuracy.json"
@@ -366,6 +371,7 @@ def show(found: dict[str, Any]) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", choices=list(TARGETS))
     parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after these")
+    parser.add_argument("--method", action="append", choices=sorted(set(METHODS.values())), help="to tune; all by default")
     parser.add_argument("--tune", action="store_true", help="find passes and rates; goes on with what is there")
 
 

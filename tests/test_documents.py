@@ -95,3 +95,11 @@ def test_quoted_results_are_committed() -> None:
         for name in FIGURE.findall(document.read_text()):
             found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
             assert not found.get("quick")
+
+
+def test_tables_of_the_training_page_are_those_of_the_results() -> None:
+    tables = load(ROOT / "benchmarks" / "tables.py")
+    page = tables.PAGE.read_text()
+    assert "| bare |" in page
+    assert tables.written(page) == page, "run python benchmarks/tables.py"
+    assert tables.written(page.replace("| bare |", "| base |")) == page

@@ -1,0 +1,92 @@
+"""Writes the tables of docs/training.md anew from benchmarks/results.
+
+    python benchmarks/tables.py
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; where there is no result of that name it stays as it is. A test holds that the
+page has the tables of the results beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+Row = dict[str, Any]
+
+
+def loop_overhead(found: Row) -> Iterable[tuple[str, ...]]:
+    """Seconds of a pass and their ratio to the bare loop's."""
+    yield "loop", "seconds a pass", "÷ the bare loop"
+    for r in found["loops"]:
+        yield r["name"], f"{r['pass_s']:.2f}", _spread(r["ratio"], r["ratio_sd"], 2)
+
+
+def time_to_accuracy(found: Row) -> Iterable[tuple[str, ...]]:
+    """Seconds to a target."""
+    yield "target", "loop", "passes", "seconds", "accuracy, %", "reached", "÷ hasten"
+    for r in found["table"]:
+        seconds, over = _spread(r["seconds"], r["seconds_std"], 1), _spread(r["over_hasten"], r["over_hasten_std"], 2)
+        accuracy = _spread(100 * r["accuracy"], r["accuracy_std"] and 100 * r["accuracy_std"], 2)
+        yield r["target"], r["loop"], f"{r['passes']:g}", seconds, accuracy, f"{r['reached']} of {r['seeds']}", over
+
+
+def final_accuracy(found: Row) -> Iterable[tuple[str, ...]]:
+    """Accuracy of both recipes and the gain."""
+    yield "task", "default, %", "textbook, %", "gain in points, 95 % interval", "better"
+    for r in found["table"]:
+        both = [_spread(100 * r[name], r[f"{name}_std"] and 100 * r[f"{name}_std"], 2) for name in ("default", "textbook")]
+        low, high = (100 * g for g in r.get("gain_interval", (float("nan"),) * 2))
+        yield r["task"], *both, f"{100 * r['gain']:+.2f} ({low:+.2f} to {high:+.2f})", f"{r['won']} of {r['seeds']}"
+
+
+def training_memory(found: Row) -> Iterable[tuple[str, ...]]:
+    """Peaks."""
+    yield "network", "way", "peak beyond the start, MB", "÷ plain"
+    for r in found["table"]:
+        low, high = r["range"]
+        yield r["network"], r["name"], f"{r['mb']:.0f} ({low:.0f}–{high:.0f})", f"{r['share_of_plain']:.2f}"
+
+
+TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
+    "final_accuracy": final_accuracy,
+    "loop_overhead": loop_overhead,
+    "time_to_accuracy": time_to_accuracy,
+    "training_memory": training_memory,
+}
+
+
+def _spread(value: float | None, deviation: float | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    """The first row is the head.
+
+    >>> print(markdown([("a", "b"), ("1", "2")]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    head, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, *rest)).replace("\n", "\n" + "|---" * len(head) + "|\n", 1)
+
+
+def written(page: str) -> str:
+    """The page with its tables anew."""
+    for name, table in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            fresh = f"<!-- {name} -->\n{markdown(table(json.loads(path.read_text())))}\n<!-- end -->"
+            page = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, fresh=fresh: fresh, page, flags=re.DOTALL)
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
