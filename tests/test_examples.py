@@ -40,4 +40,11 @@ def test_digits_are_learnt(tmp_path):
 
 
 def test_every_example_is_tested():
-    assert {f.stem for f in FOLDER.glob("*.py")} == {"four_points", "by_hand", "quadratics", "digits", "effective_steps"}
+    assert {f.stem for f in FOLDER.glob("*.py")} == {
+        "four_points",
+        "by_hand",
+        "quadratics",
+        "digits",
+        "effective_steps",
+        "three_frameworks",
+    }

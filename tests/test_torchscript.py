@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hasten.core.errors import DataRefused, ModelRefused
 from hasten.load.files import open_network
 from hasten.load.lower import forward, quiet
+from hasten.load.source import Source
 from networks import equal
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -64,7 +65,7 @@ def test_opens_as_a_network_of_layers(module: nn.Module, example: Tensor, trace:
     with torch.no_grad():
         wanted = module(example)
     wanted = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
-    assert equal(forward(network, network.example), tuple(w.numpy() for w in wanted), 1e-5)
+    assert equal(forward(network, network.example), tuple(w.numpy() for w in wanted))
     assert network.fixed_batch is None
     kinds = {type(m) for m in network.module.modules()}
     assert kinds >= ({nn.Conv2d, nn.Linear} if "conv" in dict(module.named_children()) else {nn.LSTM, nn.Linear})
@@ -118,5 +119,21 @@ def test_sizes_come_from_data(tmp_path: Path) -> None:
     path = write(tmp_path / "m.pt", Sequence(), SERIES, trace=True)
     with pytest.raises(DataRefused, match=r"m\.pt does not say the sizes of its inputs; give data"):
         open_network(path)
-    with pytest.raises(ModelRefused, match="the network takes 1 inputs, got 2"):
+    with pytest.raises(ModelRefused, match="the network takes x, got 1 more"):
         open_network(path, (SERIES.numpy(), np.ones((4, 1), np.float32)))
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, rate: int, scale: Tensor | None = None) -> Tensor:
+        return x * rate if scale is None else x * scale
+
+
+def test_inputs_that_are_no_data_are_pinned(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.pt", Scaled(), IMAGES, trace=False)
+    x = (IMAGES.numpy(),)
+    network = open_network(Source.of(path, pins={"rate": 3}), x)
+    assert equal(forward(network, x), (3 * x[0],))
+    with pytest.raises(ModelRefused, match=r"takes rate as well \(int\); give it, or pin it: --pin rate=NUMBER"):
+        open_network(path, x)
+    with pytest.raises(ModelRefused, match="takes x, rate, scale, got pins for other more"):
+        open_network(Source.of(path, pins={"rate": 3, "other": 1}), x)

@@ -95,6 +95,8 @@ def test_weights_from_every_kind_of_file(folder: Path) -> None:
         network = opened(folder, file)
         assert all(torch.equal(v, held[k]) for k, v in network.module.state_dict().items())
         results[file] = network
+    save_file({**held, "extra": torch.ones(1)}, folder / "more.safetensors")
+    assert opened(folder, "more.safetensors").notes == ("1 weights in more.safetensors are none of the network's and were left out: extra",)
     notes = results["check.ckpt"].notes
     assert notes == (
         "the weights are the part 'model_state' of check.ckpt",

@@ -24,6 +24,8 @@ class Network:
         body: the module or the graph. Steps return a new one and never write on this one.
         example: one array per input, first axis the batch, at least two rows where the network takes batches.
         fixed_batch: the only batch size that the network takes, or None where it takes any.
+        open_axes: for each input the axes besides the batch that it takes in any size, such as the length of a sequence; () where
+            all are fixed.
         source: the ONNX model that a module was imported from, while no step has changed it; lowering gives it back as it is.
         notes: what must be said about how it was opened.
     """
@@ -32,6 +34,7 @@ class Network:
     body: Any
     example: Arrays
     fixed_batch: int | None = None
+    open_axes: tuple[tuple[int, ...], ...] = ()
     source: onnx.ModelProto | None = None
     notes: tuple[str, ...] = ()
 

@@ -19,9 +19,11 @@ _REFUSED, _MISSING = 4, 5
 def from_keras(path: str) -> Any:
     """A `.keras` or `.h5` file; its layers are Keras' own, which the caller has checked."""
     import keras
+    import onnx
     import tensorflow as tf
     import tf2onnx
 
+    keras.src.backend.gru = _gru  # Keras' own would become a loop
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     given = list(model.inputs)
     specs = [tf.TensorSpec([None, *i.shape[1:]], i.dtype, name=_plain(i.name, at)) for at, i in enumerate(given)]
@@ -33,7 +35,45 @@ def from_keras(path: str) -> Any:
             arguments = {name: tensors[[i is value for i in given].index(True)] for name, value in shape.items()}
         return tf.nest.flatten(model(arguments, training=False))
 
-    return tf2onnx.convert.from_function(tf.function(call), input_signature=specs, opset=OPSET)[0]
+    made = tf2onnx.convert.from_function(tf.function(call), input_signature=specs, opset=OPSET)[0]
+    for node in made.graph.node:
+        if node.op_type == "GRU" and any("_YH_" in name for name in node.output):  # from `_gru`, whose reset comes behind the product
+            node.attribute.append(onnx.helper.make_attribute("linear_before_reset", 1))
+    return made
+
+
+def _gru(
+    inputs: Any,
+    initial_state: Any,
+    mask: Any,
+    *,
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any,
+    activation: Any,
+    recurrent_activation: Any,
+    return_sequences: bool = False,
+    go_backwards: bool = False,
+    reset_after: bool = True,
+    **others: Any,
+) -> tuple[Any, Any, list[Any]]:
+    """A GRU as the one operator of TensorFlow that tf2onnx takes for one; NotImplementedError lets Keras write out its loop."""
+    import tensorflow as tf
+    from keras import activations
+
+    plain = activation is activations.tanh and recurrent_activation is activations.sigmoid and bias is not None
+    if mask is not None or not plain or not reset_after or others.get("time_major"):
+        raise NotImplementedError
+    gates = [*tf.split(kernel, 3, axis=1), *tf.split(recurrent_kernel, 3, axis=1)]
+    flat = [tf.reshape(tf.transpose(g), [-1]) for g in gates]
+    x = tf.transpose(inputs, [1, 0, 2])
+    x = tf.reverse(x, [0]) if go_backwards else x
+    weights = tf.concat([*flat, tf.reshape(bias, [-1])], 0)
+    outputs, last, _, _ = tf.raw_ops.CudnnRNN(
+        input=x, input_h=tf.expand_dims(initial_state, 0), input_c=0.0, params=weights, rnn_mode="gru", is_training=False
+    )
+    state = tf.squeeze(last, 0)
+    return state, tf.transpose(outputs, [1, 0, 2]) if return_sequences else tf.expand_dims(state, 1), [state]
 
 
 def from_saved_model(path: str) -> Any:

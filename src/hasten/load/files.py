@@ -21,12 +21,13 @@ from hasten.core.errors import DataRefused, ModelRefused, Unsupported, UsageErro
 from hasten.core.network import Arrays, Network
 from hasten.load import calling
 from hasten.load.archive import open_program
-from hasten.load.fitting import fitted, program_inputs
+from hasten.load.fitting import fitted, open_axes, program_inputs
 from hasten.load.graphs import graph_inputs, open_graph, pinned
 from hasten.load.kinds import kind_of
 from hasten.load.lift import lift
-from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference
+from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, shorter
 from hasten.load.source import Source
+from hasten.load.turning import batch_first, outputs_batch_first
 
 _SAME = 1e-3
 
@@ -52,8 +53,8 @@ def open_network(model: str | Path | Source, example: Arrays | None = None, name
     source = Source.of(model)
     path = Path(source.path)
     kind = "script" if source.is_script else kind_of(path)
-    if source.pins and kind in ("script", "program", "torchscript", "huggingface"):
-        raise UsageError(f"inputs of ONNX, Keras and TensorFlow files can be pinned, not those of {source}")
+    if source.pins and kind in ("script", "program", "huggingface"):
+        raise UsageError(f"inputs of ONNX, TorchScript, Keras and TensorFlow files can be pinned, not those of {source}")
     if kind == "script":
         return _scripted(source, example, names)
     if kind == "huggingface":
@@ -65,10 +66,10 @@ def open_network(model: str | Path | Source, example: Arrays | None = None, name
     if kind == "torchscript":
         from hasten.load.torchscript import open_script
 
-        return check_forward(_lifted(open_script(path, example), example))
+        return check_forward(_lifted(open_script(path, example, source.pins), example))
     if kind == "onnx":
         return _graph(open_graph(path), source, example)
-    from hasten.load.tensorflow import to_graph
+    from hasten.load.frameworks import to_graph
 
     return _graph(to_graph(path, kind), source, example)
 
@@ -92,17 +93,57 @@ def _lifted(program: torch.export.ExportedProgram, example: Arrays | None) -> Ne
     fixed = body.meta["fixed_batch"]
     if fixed is None:
         inputs = tuple(replace(i, shape=(None, *i.shape[1:])) for i in inputs)
-    return Network(kind="module", body=body, example=fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
+    rows = fitted(inputs, sizes, fixed, example)
+    return Network(kind="module", body=body, example=rows, fixed_batch=fixed, open_axes=open_axes(inputs))
 
 
 def _graph(body: onnx.ModelProto, source: Source, example: Arrays | None) -> Network:
-    body = pinned(body, source.pins)
+    body, notes = batch_first(pinned(body, source.pins))
     inputs = graph_inputs(body)
     firsts = {i.shape[0] for i in inputs}
     fixed = firsts.pop() if len(firsts) == 1 else None
-    sizes = tuple(i.shape for i in inputs)
-    network = Network(kind="graph", body=body, example=fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
-    return imported(check_forward(network))
+    rows = fitted(inputs, tuple(i.shape for i in inputs), fixed, example)
+    if fixed is None:
+        body, more = _tried(body, rows)
+        notes += more
+    network = Network(kind="graph", body=body, example=rows, fixed_batch=fixed, open_axes=open_axes(inputs), notes=notes)
+    try:
+        network = check_forward(network)
+    except ModelRefused:
+        if fixed is not None or len(rows[0]) == 1:
+            raise
+        said = "the file leaves its batch open and takes one example only"
+        network = check_forward(replace(network, example=tuple(a[:1] for a in rows), fixed_batch=1, notes=(*notes, said)))
+    found = imported(network)
+    if found.kind == "module" or not any(network.open_axes):
+        return found
+    return _narrowed(network) or found
+
+
+def _narrowed(network: Network) -> Network | None:
+    """The network imported for the sizes of its example alone, or None: a condition or a size may hang on what the file leaves open."""
+    graph = onnx.ModelProto()
+    graph.CopyFrom(network.graph)
+    weights = {i.name for i in graph.graph.initializer}
+    taken = [i for i in graph.graph.input if i.name not in weights]
+    for value, array, axes in zip(taken, network.example, network.open_axes, strict=True):
+        for axis in axes:
+            value.type.tensor_type.shape.dim[axis].dim_value = array.shape[axis]
+    found = imported(replace(network, body=graph, open_axes=()))
+    if found.kind == "graph":
+        return None
+    sizes = "; ".join(str(a.shape[1:]) for a in network.example)
+    return replace(
+        found, notes=(*found.notes, f"the file takes other sizes as well; here it is for {sizes} alone, else it could not be imported")
+    )
+
+
+def _tried(body: onnx.ModelProto, rows: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Outputs turned where running shows that their batch is another axis; a graph that does not run is told of later."""
+    try:
+        return outputs_batch_first(body, rows, other_batch(rows))
+    except Exception:  # onnxruntime's errors share no base class
+        return body, ()
 
 
 def imported(network: Network) -> Network:
@@ -179,6 +220,10 @@ def check_forward(network: Network) -> Network:
             raise ModelRefused(f"output {i} must have one row for each of {rows} examples, got shape {output.shape}")
         if output.dtype.kind == "f" and np.isnan(output).any():
             raise ModelRefused(f"output {i} must be numbers, got NaN on the example")
+    if any(network.open_axes) and not _runs(network, shorter(network)):
+        network = replace(
+            network, open_axes=(), notes=(*network.notes, "it says that it takes other sizes, and runs on the example's only")
+        )
     if network.fixed_batch is not None or _same_on_more(network, given):
         return network
     return replace(network, fixed_batch=rows)
@@ -208,6 +253,14 @@ def summarize(network: Network) -> dict[str, Any]:
 
 def _said(array: np.ndarray[Any, Any], network: Network) -> dict[str, Any]:
     return {"shape": [network.fixed_batch or "batch", *array.shape[1:]], "dtype": str(array.dtype)}
+
+
+def _runs(network: Network, example: Arrays) -> bool:
+    try:
+        forward(network, example)
+    except Exception:  # any error means that this size does not work
+        return False
+    return True
 
 
 def _same_on_more(network: Network, given: Arrays) -> bool:

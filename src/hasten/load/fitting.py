@@ -13,7 +13,7 @@ from hasten.core.network import Arrays
 from hasten.load.batch import random_tensor
 from hasten.load.graphs import Input
 
-__all__ = ["fitted", "program_inputs"]
+__all__ = ["fitted", "open_axes", "program_inputs"]
 
 Sizes = tuple[tuple[int | None, ...], ...]
 _ROWS = 2
@@ -36,6 +36,12 @@ def program_inputs(program: torch.export.ExportedProgram) -> tuple[tuple[Input, 
         inputs.append(Input(name=name, shape=shape, dtype=dtype.numpy().dtype))
         sizes.append(tuple(s if isinstance(s, int) else s.node.hint for s in value.shape))
     return tuple(inputs), tuple(sizes)
+
+
+def open_axes(inputs: tuple[Input, ...]) -> tuple[tuple[int, ...], ...]:
+    """For each input the axes besides the batch that take any size; () where there are none."""
+    found = tuple(tuple(i for i, size in enumerate(one.shape) if size is None and i > 0) for one in inputs)
+    return found if any(found) else ()
 
 
 def fitted(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None, example: Arrays | None) -> Arrays:

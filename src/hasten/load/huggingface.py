@@ -24,6 +24,7 @@ from hasten.load.lower import quiet, reason
 __all__ = ["open_folder"]
 
 _DATA = ("input_ids", "pixel_values", "input_values", "input_features", "attention_mask", "token_type_ids", "bbox", "pixel_mask")
+_OPEN = ("input_ids", "attention_mask", "token_type_ids", "input_values")  # of any length
 _ROWS, _TOKENS, _SAMPLES = 2, 16, 16_000
 
 
@@ -53,7 +54,8 @@ def open_folder(path: Path, example: Arrays | None = None, names: Sequence[str] 
         raise DataRefused(f"{type(module).__name__} takes {', '.join(taken)}, got {len(example)} arrays; name them in the data")
     taken = taken[: len(example)]
     body = called(module, (), dict(zip(taken, example, strict=True)))
-    return Network(kind="module", body=body, example=example)
+    open_axes = tuple((1,) if name in _OPEN and array.ndim > 1 else () for name, array in zip(taken, example, strict=True))
+    return Network(kind="module", body=body, example=example, open_axes=open_axes if any(open_axes) else ())
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -25,7 +25,8 @@ _EXPORTER_FOLDS = 8192  # elements
 
 
 def lower(network: Network) -> Network:
-    """The network as an ONNX graph of operator set 18 that takes any batch size, or the one that the network is fixed to.
+    """The network as an ONNX graph of operator set 18 that takes any batch size, or the one that the network is fixed to, and any
+    size along its open axes.
 
     Inputs are called x, or x0, x1, …; outputs y, or y0, y1, …. The weights lie inside the model. The graph is run by ONNX
     Runtime on the example and on another batch size, and must give what the module gives: max |graph − module| ≤
@@ -48,7 +49,7 @@ def lower(network: Network) -> Network:
 def forward(network: Network, inputs: Arrays) -> Arrays:
     """What the network gives for `inputs`, in this process: torch for a module, ONNX Runtime for a graph. Nested outputs flat."""
     if network.kind == "graph":
-        return _run(network.graph, inputs)
+        return run_graph(network.graph, inputs)
     with torch.no_grad():
         given = network.module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in inputs))
     return tuple(leaf.numpy() for leaf in tree.tree_leaves(given) if isinstance(leaf, torch.Tensor))
@@ -75,14 +76,13 @@ def quiet() -> Iterator[None]:
 def _export(network: Network) -> onnx.ModelProto:
     count = len(network.example)
     outputs = len(forward(network, network.example))
-    batch = None if network.fixed_batch else tuple({0: torch.export.Dim("batch")} for _ in range(count))
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 network.module,
                 tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
                 dynamo=True,
-                dynamic_shapes=batch,
+                dynamic_shapes=dynamic_shapes(network),
                 opset_version=OPSET,
                 input_names=_names("x", count),
                 output_names=_names("y", outputs),
@@ -98,6 +98,14 @@ def _export(network: Network) -> onnx.ModelProto:
     # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
     del graph.graph.value_info[:]
     return graph
+
+
+def dynamic_shapes(network: Network) -> tuple[Any, ...] | None:
+    """What torch.export is told of the axes that stay open: the batch by its name, others as the network itself relates them."""
+    batch = {} if network.fixed_batch else {0: torch.export.Dim("batch")}
+    open_axes = network.open_axes or ((),) * len(network.example)
+    found = tuple({**batch, **dict.fromkeys(axes, torch.export.Dim.AUTO)} for axes in open_axes)
+    return found if any(found) else None
 
 
 def _fold_weights(model: Any) -> None:
@@ -122,15 +130,26 @@ def reason(why: BaseException) -> str:
 
 
 def _examples(network: Network) -> list[Arrays]:
-    if network.fixed_batch:
-        return [network.example]
-    return [network.example, tuple(a[:1] for a in network.example), other_batch(network.example)]
+    found = [network.example]
+    if not network.fixed_batch:
+        found += [tuple(a[:1] for a in network.example), other_batch(network.example)]
+    return found + ([shorter(network)] if any(network.open_axes) else [])
+
+
+def shorter(network: Network) -> Arrays:
+    """The example with one entry less along every open axis that has more than two."""
+    found = []
+    for array, axes in zip(network.example, network.open_axes, strict=True):
+        for axis in axes:
+            array = np.take(array, range(max(array.shape[axis] - 1, min(2, array.shape[axis]))), axis)
+        found.append(array)
+    return tuple(found)
 
 
 def _compare(network: Network, graph: onnx.ModelProto, example: Arrays) -> None:
     expected = forward(network, example)
     try:
-        given = _run(graph, example)
+        given = run_graph(graph, example)
     except Exception as why:  # onnxruntime's errors share no base class
         raise Unsupported(f"ONNX Runtime cannot run the exported network on {len(example[0])} rows: {reason(why)}") from why
     for i, (a, b) in enumerate(zip(expected, given, strict=True)):
@@ -151,7 +170,8 @@ def relative_difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> flo
     return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-30))
 
 
-def _run(graph: onnx.ModelProto, inputs: Arrays) -> Arrays:
+def run_graph(graph: onnx.ModelProto, inputs: Arrays) -> Arrays:
+    """What ONNX Runtime gives for `inputs`, in this process."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

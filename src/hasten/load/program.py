@@ -7,11 +7,11 @@ import torch
 
 from hasten.core.errors import Unsupported
 from hasten.core.network import Network
-from hasten.load.lower import quiet, reason
+from hasten.load.lower import dynamic_shapes, quiet, reason
 
 
 def export_program(network: Network) -> torch.export.ExportedProgram:
-    """The module of `network` as a program that takes any batch size, or the one that the network is fixed to.
+    """The module of `network` as a program that takes any batch size, or the one that it is fixed to, and any size along open axes.
 
     Raises:
         Unsupported: naming why torch.export cannot follow it.
@@ -19,9 +19,8 @@ def export_program(network: Network) -> torch.export.ExportedProgram:
     example = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example)
     weights = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), torch.float32)
     example = tuple(a.to(weights) if a.is_floating_point() else a for a in example)
-    batch = None if network.fixed_batch else tuple({0: torch.export.Dim("batch")} for _ in example)
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(network.module, example, dynamic_shapes=batch)
+            return torch.export.export(network.module, example, dynamic_shapes=dynamic_shapes(network))
     except Exception as why:  # the exporter raises whatever its parts raise
         raise Unsupported(f"torch.export cannot follow this network: {reason(why)}") from why

@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from hasten.core.errors import StorageError
 from hasten.core.network import Network
 
-FORMAT = 2
+FORMAT = 3
 _BODY = {"module": "module.pt", "graph": "model.onnx"}
 
 
@@ -68,7 +69,8 @@ def load(folder: Path) -> Network:
         raise
     except Exception as why:  # a damaged pickle can raise anything
         raise StorageError(f"cannot read the network in {folder}: {type(why).__name__}: {why}; start again") from why
-    rest = {"fixed_batch": facts["fixed_batch"], "notes": tuple(facts["notes"])}
+    rest: dict[str, Any] = {"fixed_batch": facts["fixed_batch"], "notes": tuple(facts["notes"])}
+    rest["open_axes"] = tuple(tuple(axes) for axes in facts["open_axes"])
     return Network(kind=kind, body=body, example=example, source=source, **rest)
 
 
@@ -80,7 +82,8 @@ def _write(network: Network, folder: Path) -> None:
     if network.source is not None:
         onnx.save(network.source, folder / _BODY["graph"])
     np.savez(folder / "example.npz", **{f"x{i}": a for i, a in enumerate(network.example)})  # type: ignore[arg-type]
-    facts = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch, "notes": network.notes}
+    facts: dict[str, Any] = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch, "notes": network.notes}
+    facts["open_axes"] = network.open_axes
     facts["imported"] = network.source is not None
     (folder / "network.json").write_text(json.dumps(facts))
 

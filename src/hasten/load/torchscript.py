@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ _CONVOLUTIONS: dict[tuple[bool, int], Callable[..., Tensor]] = {
 }
 
 
-def open_script(path: Path, example: Arrays | None) -> torch.export.ExportedProgram:
+def open_script(path: Path, example: Arrays | None, pins: Mapping[str, float] | None = None) -> torch.export.ExportedProgram:
     """The program in a TorchScript file, for batches of any size where its graph allows it.
 
     Args:
         path: what `torch.jit.save` wrote, traced or scripted.
-        example: one array per input.
+        example: one array per input that is not pinned.
+        pins: values of inputs that are no data, by name.
 
     Raises:
         ModelRefused: it is damaged, reaches out of the graph, keeps a state between calls, or branches on its data.
@@ -59,8 +60,8 @@ def open_script(path: Path, example: Arrays | None) -> torch.export.ExportedProg
     tensors = tuple(torch.from_numpy(np.array(a)) for a in example)
     try:
         with quiet(), torch.no_grad():
-            script = torch.jit.load(guards.packed(entries), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-            followed = Followed(script)
+            script: Any = torch.jit.load(guards.packed(entries), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            followed = Followed(script, pins or {})
             followed(*tensors)
             batch = tuple({0: torch.export.Dim.AUTO} for _ in tensors) if len(example[0]) > 1 else None
             return torch.export.export(followed, tensors, dynamic_shapes=None if batch is None else (batch,), strict=False)
@@ -73,13 +74,14 @@ def open_script(path: Path, example: Arrays | None) -> torch.export.ExportedProg
 class Followed(nn.Module):
     """A script as a module: its weights under their own names, and a `forward` that follows its graph."""
 
-    def __init__(self, script: Any) -> None:
+    def __init__(self, script: Any, pins: Mapping[str, float]) -> None:
         super().__init__()
         for name, value in script.named_parameters(remove_duplicate=False):
             self._keep(name, nn.Parameter(value.detach(), requires_grad=value.is_floating_point()))
         for name, value in script.named_buffers(remove_duplicate=False):
             self._keep(name, value.detach())
         self.__dict__["_script"] = script
+        self.__dict__["_pins"] = dict(pins)
 
     def _keep(self, path: str, value: Tensor) -> None:
         home: nn.Module = self
@@ -96,12 +98,29 @@ class Followed(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs of the script."""
         graph = self.__dict__["_script"].inlined_graph
-        own, *names = [value.debugName() for value in graph.inputs()]
-        if len(inputs) > len(names):
-            raise ModelRefused(f"the network takes {len(names)} inputs, got {len(inputs)}")
-        given: tuple[Any, ...] = (*inputs, *(None for _ in names[len(inputs) :]))  # optional ones that are not given
-        found = _Following(self).block(graph, {own: _Part(())} | dict(zip(names, given, strict=True)))
+        own, *taken = list(graph.inputs())
+        values = {own.debugName(): _Part(())} | self._given(taken, inputs)
+        found = _Following(self).block(graph, values)
         return found[0] if len(found) == 1 else tuple(found)
+
+    def _given(self, taken: list[Any], inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The inputs of the graph by name: pinned, in their order, or None where one may be left out."""
+        pins, left, values = dict(self.__dict__["_pins"]), list(inputs), {}
+        for value in taken:
+            name, kind = value.debugName().partition(".")[0], str(value.type())
+            if name in pins:
+                number = pins.pop(name)
+                values[value.debugName()] = int(number) if kind == "int" else torch.tensor(number) if kind == "Tensor" else number
+            elif left:
+                values[value.debugName()] = left.pop(0)
+            elif kind.startswith("Optional") or kind.endswith("?"):
+                values[value.debugName()] = None
+            else:
+                raise ModelRefused(f"the network takes {name} as well ({kind}); give it, or pin it: --pin {name}=NUMBER")
+        if left or pins:
+            names = ", ".join(value.debugName().partition(".")[0] for value in taken)
+            raise ModelRefused(f"the network takes {names}, got {len(left) or 'pins for ' + ', '.join(pins)} more")
+        return values
 
 
 class _Part:
@@ -210,14 +229,14 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "prim::unchecked_cast": lambda value: value,
     "prim::unchecked_unwrap_optional": lambda value: value,
     "prim::Uninitialized": lambda: None,
-    "prim::Print": lambda *given: None,
+    "prim::Print": lambda *_: None,
     "prim::device": lambda x: x.device,
     "prim::dtype": lambda x: x.dtype,
     "prim::layout": lambda x: x.layout,
-    "prim::is_cuda": lambda x: False,
-    "prim::min": lambda *given: min(*given),
-    "prim::max": lambda *given: max(*given),
-    "aten::warn": lambda *given: None,
+    "prim::is_cuda": lambda _: False,
+    "prim::min": min,
+    "prim::max": max,
+    "aten::warn": lambda *_: None,
     "aten::size": lambda x, axis=None: list(x.shape) if axis is None else x.shape[axis],
     "aten::dim": lambda x: x.dim(),
     "aten::len": len,

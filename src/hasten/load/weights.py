@@ -49,10 +49,11 @@ def fill(module: nn.Module, held: Mapping[str, Any], words: str) -> tuple[str, .
         words: the file's name, for messages.
 
     Returns:
-        Notes: which part of the file it was, and a beginning common to all its names that was left out.
+        Notes: which part of the file it was, a beginning common to all its names that was left out, weights that the network
+        has no place for.
 
     Raises:
-        ModelRefused: naming the weights that are missing, unknown or of another shape, with the nearest names.
+        ModelRefused: naming the weights that are missing or of another shape, with the nearest names in the file.
     """
     wanted = module.state_dict()
     fits = [(len(wanted.keys() & names.keys()), -len(at), at, start, names) for at, start, names in _readings(held)]
@@ -62,15 +63,17 @@ def fill(module: nn.Module, held: Mapping[str, Any], words: str) -> tuple[str, .
     if faults := _faults(wanted, names):
         raise ModelRefused(f"the weights in {words} do not fit {type(module).__name__}: {'; '.join(faults)}")
     module.load_state_dict({k: v for k, v in names.items() if k in wanted}, strict=False)
+    unknown = [n for n in names if n not in wanted]
     said = ([f"the weights are the part {'.'.join(at)!r} of {words}"] if at else []) + (
         [f"their names in {words} begin with {start!r}, which was left out"] if start else []
     )
+    said += [f"{len(unknown)} weights in {words} are none of the network's and were left out: {_listed(unknown)}"] if unknown else []
     return tuple(said)
 
 
 def _faults(wanted: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> list[str]:
     missing = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
-    unknown = [n for n in names if n not in wanted]
+    unknown = [n for n in names if n not in wanted and missing]  # what is too much is told as a note, unless something is missing
     reshaped = [n for n in names if n in wanted and names[n].shape != wanted[n].shape]
     found = []
     if missing:

@@ -45,7 +45,7 @@ def to_module(network: Network) -> Network:
     """
     body = import_graph(network.graph, network.example)
     fixed = body.meta["fixed_batch"]
-    return Network(kind="module", body=body, example=network.example, fixed_batch=fixed)
+    return Network(kind="module", body=body, example=network.example, fixed_batch=fixed, open_axes=network.open_axes)
 
 
 def import_graph(graph: onnx.ModelProto, example: Arrays) -> fx.GraphModule:

@@ -90,11 +90,11 @@ def _description(path: Path, name: str) -> Any:
 
 def _convert(path: Path, kind: Kind, into: Path, name: str) -> None:
     python = os.environ.get(PYTHON)
-    left_out = {"PYTHONPATH"} if python else set()
-    environment = {k: v for k, v in os.environ.items() if k not in left_out} | _SETTINGS
-    command = [python or sys.executable, "-P", str(_CONVERTER), kind, str(path), str(into)]
+    command = [python or sys.executable, "-I", str(_CONVERTER), kind, str(path), str(into)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_DEADLINE_S, env=environment, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=_DEADLINE_S, env=os.environ | _SETTINGS, stdin=subprocess.DEVNULL, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ModelRefused(f"{name} could not be converted to ONNX within {_DEADLINE_S:.0f} s, stopped") from None
     except OSError as why:
