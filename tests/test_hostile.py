@@ -28,7 +28,7 @@ from hostile.mutations import SEEDS, mutant
 from networks import equal, lowered, network, program_file, write
 
 READ = [c for c in CASES if c.reading]
-REFUSALS = {"data": DataRefused, "recipe": errors.UsageError}
+REFUSALS = {"data": DataRefused, "recipe": errors.UsageError, "run": errors.StorageError}
 MUTANTS = 25
 IN_PROCESS = ("pt", "safetensors", "tflite", "npz", "npy", "recipe")  # read by Python and NumPy alone
 

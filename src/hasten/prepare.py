@@ -119,9 +119,7 @@ def open_file(*, run: str, model: str, score: str | None, highest_label: int | N
     """Opens a model file, checks it on real rows and saves it as `run/networks/original`."""
     from hasten.load import files
 
-    given = example(Path(run))
-    with room_for(model, example_bytes=sum(a.nbytes for a in given)):
-        network = files.open_network(Path(model), given)
+    network = files.open_in_room(Path(model), example(Path(run)))
     return admit(Path(run), network, score, highest_label)
 
 

@@ -151,11 +151,12 @@ def _pack_all(*, into: str, model: str, data: str | None, rows: int) -> Reply:
     from hasten.load import files, lower
     from hasten.load.data import read
 
-    with room_for(model, *filter(None, [data])):
-        given = None if data is None else read(data).view
+    given = None
+    if data is not None:
+        with room_for(data):
+            given = read(data).view
     example = None if given is None else given.take(slice(0, 4)).inputs
-    with room_for(model, example_bytes=sum(a.nbytes for a in example or ())):
-        network = files.check_forward(files.open_network(Path(model), example))
+    network = files.check_forward(files.open_in_room(Path(model), example))
     catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs

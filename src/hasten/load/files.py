@@ -22,6 +22,7 @@ from hasten.core.network import Arrays, Network
 from hasten.load.archive import open_program
 from hasten.load.batch import random_tensor
 from hasten.load.graphs import Input, graph_inputs, open_graph
+from hasten.load.guards.places import room_for
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference
 
@@ -71,6 +72,25 @@ def open_network(path: str | Path, example: Arrays | None = None) -> Network:
     else:
         raise ModelRefused(_another_kind(path))
     return check_forward(network)
+
+
+def open_in_room(path: str | Path, example: Arrays | None = None) -> Network:
+    """`open_network` for a guarded child: with the memory and the time of `room_for`, on one thread.
+
+    Processor time counts on every thread, and threads that wait for each other spin, so on one a second is a second anywhere.
+    """
+    import onnxruntime  # noqa: F401  what is imported here is no part of what the file takes
+    import torch._dynamo
+
+    from hasten.load import importer  # noqa: F401
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with room_for(path, example_bytes=sum(a.nbytes for a in example or ())):
+            return open_network(path, example)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def imported(network: Network) -> Network:
