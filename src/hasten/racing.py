@@ -49,7 +49,7 @@ def benchmark(
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
         source = None if data is None else str(data)
-        here = {"into": name, "model": str(model), "data": source, "rows": max(batches)}
+        here: dict[str, Any] = {"into": name, "model": str(model), "data": source, "rows": max(batches)}
         opened = prepare.call(child, "hasten.racing:_pack_all", model, **here, deadline_s=600)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))

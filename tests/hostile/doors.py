@@ -32,9 +32,9 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 
 
 def bring(door: str, path: Path) -> dict[str, Any]:
-    """Opens a file in a child as `hasten.prepare` does: what came of it, the seconds and the bytes that it took."""
+    """Opens a file in a child as `hasten.prepare` does: what came of it, the processor time and the bytes that it took."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = _status("VmRSS"), time.monotonic()
+    before, start = _status("VmRSS"), time.process_time()
     said, kind = "", "loaded"
     try:
         if door == "model":
@@ -46,7 +46,7 @@ def bring(door: str, path: Path) -> dict[str, Any]:
         said, kind = str(why), type(why).__name__
     except Exception as why:
         said, kind = f"{type(why).__name__}: {why}"[:300], "raised"
-    return {"kind": kind, "said": said, "seconds": time.monotonic() - start, "bytes": max(0, _status("VmHWM") - before)}
+    return {"kind": kind, "said": said, "seconds": time.process_time() - start, "bytes": max(0, _status("VmHWM") - before)}
 
 
 def _status(name: str) -> int:

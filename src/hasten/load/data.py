@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.data import Array, View
-from hasten.core.errors import DataRefused, HastenError, ModelRefused, OutOfResources, UsageError
+from hasten.core.errors import DataRefused, ModelRefused, OutOfResources, UsageError
 from hasten.load.examples import Loaded, Naming, as_array, assemble, check_labels, check_room, checked, listed, room_bytes
 from hasten.load.guards.archives import check_zip
 
@@ -228,11 +228,9 @@ def _read_npz(path: Path) -> dict[str, Array]:
             if len(set(names)) != len(names):
                 raise DataRefused(f"{path} must hold each name once, got {listed(names)}")
             return {name: _read_member(archive, member) for name, member in zip(names, members, strict=True)}
-    except ModelRefused as why:
-        raise DataRefused(str(why)) from why
-    except HastenError:
+    except (DataRefused, OutOfResources):
         raise
-    except (*_BROKEN, zipfile.BadZipFile, zlib.error) as why:
+    except (ModelRefused, *_BROKEN, zipfile.BadZipFile, zlib.error) as why:
         raise DataRefused(f"{path} must be a whole .npz of arrays without objects: {why}") from why
 
 
