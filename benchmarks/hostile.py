@@ -106,18 +106,21 @@ def told(found: list[Found]) -> Found:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The corpus, and the mutants of each format."""
     counts = {k: QUICK if options.quick else options.whole if k in WHOLE else options.count for k in SEEDS}
-    kinds = sorted((k for k in SEEDS if options.only in (None, k)), key=lambda k: k in WHOLE)
-    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
-        work = Path(name)
+    jobs = [k for k in (*(k for k in SEEDS if k not in WHOLE), "corpus", *WHOLE) if options.only == k or not options.only]
+    jobs = [j for j in jobs if j != "corpus" or not options.quick]
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name, ThreadPoolExecutor(max_workers=2) as pool:
+        work, rows = Path(name), {}
         os.environ[MARK] = str(work / "ran")
-        rows = {} if options.only or options.quick else {"corpus": told(list(corpus(work)))}
         found: Found = {"limits": {"seconds": SECONDS, "bytes": BYTES}, "rows": rows}
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            for kind, several in zip(kinds, pool.map(lambda k: mutants(k, counts[k], work), kinds), strict=True):
-                rows[kind] = told(several)
-                found["code_ran"] = (work / "ran").exists()
-                options.keep(found)  # what was found so far is on disk
-        return found
+
+        def do(job: str) -> list[Found]:
+            return list(corpus(work)) if job == "corpus" else mutants(job, counts[job], work)
+
+        for job, several in zip(jobs, pool.map(do, jobs), strict=True):
+            rows[job] = told(several)
+            found["code_ran"] = (work / "ran").exists()
+            options.keep(found)  # what was found so far is on disk
+    return found
 
 
 def show(found: dict[str, Any]) -> None:
@@ -135,7 +138,7 @@ def show(found: dict[str, Any]) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=5000, help="mutants of each format")
     parser.add_argument("--whole", type=int, default=5000, help="mutants of the formats that are opened whole, which takes longest")
-    parser.add_argument("--only", choices=sorted(SEEDS), help="one format's mutants alone")
+    parser.add_argument("--only", choices=sorted((*SEEDS, "corpus")), help="one format, or the corpus, alone")
 
 
 if __name__ == "__main__":

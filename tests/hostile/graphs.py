@@ -62,12 +62,12 @@ def nested(levels: int) -> Make:
 
 
 def many(_: Path) -> bytes:
-    """2^20 nodes, written as bytes: a message may be given in parts, and its lists grow."""
+    """2^18 nodes, written as bytes: a message may be given in parts, and its lists grow."""
     one = model([node("Neg", "x", "y")])
     graph = helper.make_graph([node("Neg", "x", "unused")] * 2**10, "g", [], [])
     part = onnx.ModelProto(graph=graph)
     part.graph.ClearField("name")
-    return one + part.SerializeToString() * 2**10
+    return one + part.SerializeToString() * 2**8
 
 
 def raw(name: str, dims: list[int], data: bytes = b"", kind: int = FLOAT) -> TensorProto:
@@ -129,7 +129,7 @@ add_all("graph", "m.onnx", {
     "an operator set of the future": (lambda _: model([node("Neg", "x")], opset=HUGE), "no ONNX model|ONNX Runtime|does not run"),
     "a field without an end": (unended, "no ONNX model"),
     "types in types": (deep_message, "no ONNX model"),
-    "2^20 nodes": (many, "at most 200000 nodes"),
+    "2^18 nodes": (many, "at most 200000 nodes"),
     "28 branches deep": (nested(28), "at most 16 deep|no ONNX model"),
     "a function of itself": (calling(function("f", ["f"])), "do not call themselves"),
     "two functions of each other": (calling(function("f", ["g"]), function("g", ["f"])), "do not call themselves"),

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "check_labels", "read"]
 
 _PER_EXAMPLE_BYTES = 200
-_BROKEN = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, TypeError, SyntaxError)  # of a header, which is Python
+# What a damaged array raises; its header is Python source.
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, TypeError, SyntaxError, TokenError)
 
 
 def read(source: Any, *, target: str | None = None, group: str | None = None, classes: tuple[str, ...] | None = None) -> Loaded:
