@@ -28,7 +28,7 @@ from hostile.mutations import SEEDS, mutant
 from networks import equal, lowered, network, program_file, write
 
 READ = [c for c in CASES if c.reading]
-REFUSALS = {"data": DataRefused, "recipe": errors.UsageError}
+REFUSALS = {"data": DataRefused, "recipe": errors.UsageError, "run": errors.StorageError}
 MUTANTS = 25
 IN_PROCESS = ("pt", "safetensors", "tflite", "npz", "npy", "recipe")  # read by Python and NumPy alone
 
@@ -109,6 +109,19 @@ def test_a_file_that_does_not_end_costs_the_child_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.ones((60, 3), np.float32), y=np.arange(60) % 2)
     with Child() as child, pytest.raises(ModelRefused, match=r"m\.onnx cannot be opened: .* died of SIGXCPU \(more processor time"):
         prepare.call(child, "hasten.racing:_pack_all", path, into=str(tmp_path), model=str(path), data=str(tmp_path / "d.npz"), rows=2)
+
+
+@pytest.mark.long(share=1)
+def test_what_only_running_shows_is_refused_or_small(tmp_path: Path, trap: Path) -> None:
+    """Forty files of some hundred bytes that ask for memory by the terabyte, in one child, which lives."""
+    with Child() as child:
+        for number, case in enumerate(c for c in CASES if c.name.startswith("size: ") and not c.reading):
+            here = {"name": case.name, "folder": str(tmp_path / str(number))}
+            found = child.call("hostile.doors:bring_case", **here, deadline_s=300).value
+            assert found["kind"] in ("loaded", "ModelRefused", "DataRefused"), found
+            assert found["said"].isprintable()
+            assert found["bytes"] < 2**30, case.name
+    assert not trap.exists()
 
 
 def test_whole_files_pass_their_guards(tmp_path: Path) -> None:

@@ -121,9 +121,7 @@ def open_file(*, run: str, model: dict[str, Any], inputs: list[str], score: str 
     from hasten.load import files
     from hasten.load.source import Source
 
-    source, given = Source(**model), example(Path(run))
-    with source.room(given):
-        network = files.open_network(source, given, inputs)
+    network = files.open_in_room(Source(**model), example(Path(run)), inputs)
     return admit(Path(run), network, score, highest_label)
 
 

@@ -153,13 +153,13 @@ def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) 
     from hasten.load import files, lower
     from hasten.load.data import read
 
-    place = Source(**model)
-    with room_for(*filter(None, [data])):
-        loaded = None if data is None else read(data)
+    loaded = None
+    if data is not None:
+        with room_for(data):
+            loaded = read(data)
     given = None if loaded is None else loaded.view
     example = None if given is None else given.take(slice(0, 4)).inputs
-    with place.room(example or ()):
-        network = files.check_forward(files.open_network(place, example, loaded.names if loaded else ()))
+    network = files.check_forward(files.open_in_room(Source(**model), example, loaded.names if loaded else ()))
     catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs

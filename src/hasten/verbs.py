@@ -136,9 +136,11 @@ def load_report(run: str | Path) -> Report:
     store = Store(place / STORE, writable=False)
     try:
         found = summary.report(place, store, state="running" if folder.locked(place) else "interrupted")
+        return replace(found, sentence=verdict_sentence(found))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+        raise StorageError(f"{place} holds no run that can be read ({type(why).__name__}: {why})") from why
     finally:
         store.close()
-    return replace(found, sentence=verdict_sentence(found))
 
 
 def parse_drop(words: float | str) -> tuple[float, bool]:

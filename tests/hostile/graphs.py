@@ -18,8 +18,9 @@ HUGE = 2**40
 def model(nodes: list[onnx.NodeProto], weights: dict[str, Any] | None = None, *, functions: Any = (), **about: Any) -> bytes:
     """y = nodes(x), x (n, 3), opset 18; `weights` are arrays or finished tensors."""
     tensors = [w if isinstance(w, TensorProto) else numpy_helper.from_array(np.asarray(w), n) for n, w in (weights or {}).items()]
-    x = helper.make_tensor_value_info("x", about.pop("input_type", FLOAT), about.pop("shape", ["n", 3]))
-    y = helper.make_tensor_value_info("y", about.pop("output_type", FLOAT), None)
+    shape = about.pop("shape", ["n", 3])
+    x = helper.make_tensor_value_info("x", FLOAT, shape)
+    y = helper.make_tensor_value_info("y", FLOAT, [f"y{i}" for i in range(len(shape))])
     graph = helper.make_graph(nodes, "g", [x], [y], tensors, sparse_initializer=about.pop("sparse", []))
     opsets = [helper.make_opsetid("", about.pop("opset", 18)), helper.make_opsetid("own", 1)]
     made = helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=10)
@@ -61,12 +62,12 @@ def nested(levels: int) -> Make:
 
 
 def many(_: Path) -> bytes:
-    """2^20 nodes, written as bytes: a message may be given in parts, and its lists grow."""
+    """2^18 nodes, written as bytes: a message may be given in parts, and its lists grow."""
     one = model([node("Neg", "x", "y")])
     graph = helper.make_graph([node("Neg", "x", "unused")] * 2**10, "g", [], [])
     part = onnx.ModelProto(graph=graph)
     part.graph.ClearField("name")
-    return one + part.SerializeToString() * 2**10
+    return one + part.SerializeToString() * 2**8
 
 
 def raw(name: str, dims: list[int], data: bytes = b"", kind: int = FLOAT) -> TensorProto:
@@ -128,8 +129,8 @@ add_all("graph", "m.onnx", {
     "an operator set of the future": (lambda _: model([node("Neg", "x")], opset=HUGE), "no ONNX model|ONNX Runtime|does not run"),
     "a field without an end": (unended, "no ONNX model"),
     "types in types": (deep_message, "no ONNX model"),
-    "2^20 nodes": (many, "at most 200000 nodes"),
-    "60 branches deep": (nested(60), "at most 32 deep|no ONNX model"),
+    "2^18 nodes": (many, "at most 200000 nodes"),
+    "28 branches deep": (nested(28), "at most 16 deep|no ONNX model"),
     "a function of itself": (calling(function("f", ["f"])), "do not call themselves"),
     "two functions of each other": (calling(function("f", ["g"]), function("g", ["f"])), "do not call themselves"),
     "a circle of three functions": (calling(function("f", ["g"]), function("g", ["h"]), function("h", ["f"])), "do not call themselves"),

@@ -77,14 +77,14 @@ ELSEWHERE = {
     "percent": "%2e%2e/secret", "wide dots": "\uff0e\uff0e/secret", "a wide slash": "..\uff0fsecret", "one dot leader": "\u2025/secret",
     "right to left": "raw\u202etxt", "very long": "a/" * 5000 + "secret", "a long name": "n" * 300, "nothing": "", "a dot": ".", "the model": "m.onnx/", "proc": "/proc/self/environ",
 }  # fmt: skip
-WORDS = "plain relative path|none that can be read|a link or no file|weights in"
+WORDS = "plain relative path|none that can be read|a link or no file|weights in|not regular file"
 add_all("weights at", "m.onnx", {name: (at(place), WORDS) for name, place in ELSEWHERE.items()})
 add_all("weights behind", "m.onnx", {how: (linked(how), WORDS) for how in ("soft", "hard", "pipe", "device", "folder", "circle", "away")})
 add_all("weights", "m.onnx", {
     "beyond the end": (at("raw", offset=8, length=24), "expected 32 bytes of weights in 'raw', got 24"),
     "from far": (at("raw", offset=2**62), "bytes of weights in 'raw', got 24"),
-    "from before": (at("raw", offset=-8), "bytes of weights in 'raw', got 24"),
-    "of negative length": (at("raw", length=-1), "bytes of weights in 'raw', got 24"),
+    "from before": (at("raw", offset=-8), "must be non-negative|bytes of weights"),
+    "of negative length": (at("raw", length=-1), "must be non-negative|bytes of weights"),
     "of 2^62": (at("raw", length=2**62), "bytes of weights in 'raw', got 24"),
     "of a length in words": (at("raw", length="all"), "no ONNX model"),
     "fewer than the shape": (at("raw", length=8), "expected 24 numbers or bytes in tensor 'w'"),

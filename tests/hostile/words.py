@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+from pathlib import Path
 from typing import Any
 
+from hasten.core.store import Store
 from hostile.cases import Make, add_all
 
 ENGINE = {"name": "hasten.engines.OnnxRuntime"}
@@ -41,3 +45,43 @@ add_all("recipe", "r.json", {
     "empty": (raw(b""), "JSON"),
     "a key twice": (raw(b'{"steps": [], "steps": [{"name": "os.system"}], "engine": {}}'), "each key once"),
 }, door="recipe")  # fmt: skip
+
+
+def run(**facts: str) -> Make:
+    """A run folder whose database holds such facts."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        store = Store(path / "run.sqlite")
+        store.close()
+        with contextlib.closing(sqlite3.connect(path / "run.sqlite")) as database:
+            database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            database.execute("INSERT INTO trials (number, key, recipe, words, state) VALUES (0, 'k', ?, ?, 'failed')", ("{}", ESCAPES))
+            database.commit()
+
+    return make
+
+
+def no_database(path: Path) -> None:
+    path.mkdir()
+    (path / "run.sqlite").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
+
+
+def foreign(path: Path) -> None:
+    run()(path)
+    with contextlib.closing(sqlite3.connect(path / "run.sqlite")) as database:
+        database.executescript(
+            "DROP TABLE trials; CREATE VIEW trials AS WITH RECURSIVE n(i) AS (VALUES(0) UNION ALL SELECT i+1 FROM n) SELECT i AS number, '{}' AS recipe, 'w' AS words, 'failed' AS state, NULL AS measurement, 'r' AS reason, 1.0 AS seconds FROM n"
+        )
+
+
+BROKEN = "holds no run that can be read|cannot use|has no"
+ESCAPES = "\x1b[2J\x1b]0;owned\x07"
+add_all("run", "r", {
+    "no database": (no_database, "cannot use"),
+    "a view without an end": (foreign, "must hold tables alone"),
+    "facts that are no JSON": (run(settings="{", task="{", environment="{"), BROKEN),
+    "facts 100,000 deep": (run(settings="[" * 100_000, task="[" * 100_000), BROKEN),
+    "facts of other kinds": (run(settings="1", task="[]", environment='"x"', survey="7"), BROKEN),
+    "a number of 10,000 digits": (run(settings="9" * 10_000), BROKEN),
+}, door="run")  # fmt: skip

@@ -76,7 +76,7 @@ class View:
             facts = json.loads((folder / "view.json").read_text())
             inputs = tuple(np.load(folder / f"input{i}.npy", mmap_mode="r") for i in range(facts["inputs"]))
             labels = np.load(folder / "labels.npy", mmap_mode="r") if facts["labels"] else None
-        except (OSError, ValueError, KeyError) as why:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as why:
             raise StorageError(f"cannot read the data in {folder}: {why}; start again in a new run folder") from why
         return cls(inputs=inputs, labels=labels)
 

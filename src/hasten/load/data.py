@@ -11,12 +11,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from hasten.core.data import Array, View
-from hasten.core.errors import DataRefused, HastenError, ModelRefused, OutOfResources, UsageError
+from hasten.core.errors import DataRefused, ModelRefused, OutOfResources, UsageError
 from hasten.load.examples import Loaded, Naming, as_array, assemble, check_labels, check_room, checked, listed, room_bytes
 from hasten.load.guards.archives import check_zip
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "check_labels", "read"]
 
 _PER_EXAMPLE_BYTES = 200
+# What a damaged array raises; its header is Python source.
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, TypeError, SyntaxError, TokenError)
 
 
 def read(source: Any, *, target: str | None = None, group: str | None = None, classes: tuple[str, ...] | None = None) -> Loaded:
@@ -211,8 +214,10 @@ def _joined(rows: list[Array], name: str, batched: bool) -> Array:
 
 def _read_npy(path: Path) -> Array:
     try:
+        with open(path, "rb") as file:
+            _check_header(file, path.stat().st_size, path.name)
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError, RecursionError, MemoryError, TypeError, SyntaxError) as why:
+    except _BROKEN as why:
         raise DataRefused(f"{path} must be a NumPy array without objects: {why}") from why
 
 
@@ -227,29 +232,31 @@ def _read_npz(path: Path) -> dict[str, Array]:
             if len(set(names)) != len(names):
                 raise DataRefused(f"{path} must hold each name once, got {listed(names)}")
             return {name: _read_member(archive, member) for name, member in zip(names, members, strict=True)}
-    except ModelRefused as why:
-        raise DataRefused(str(why)) from why
-    except HastenError:
+    except (DataRefused, OutOfResources):
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as why:
+    except (ModelRefused, *_BROKEN, zipfile.BadZipFile, zlib.error) as why:
         raise DataRefused(f"{path} must be a whole .npz of arrays without objects: {why}") from why
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """One array, after its header was held against the size of the member: a header alone can ask for any memory."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if read_header is None:
-            raise ValueError(f"{member.filename} has the unknown version {version}")
-        shape, _, dtype = read_header(file)
-        body = member.file_size - file.tell()
+        _check_header(file, member.file_size, member.filename)
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_header(file: IO[bytes], size: int, name: str) -> None:
+    """Holds the header of an array against the size of its file: a header alone can ask for any memory."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise ValueError(f"{name} has the unknown version {version}")
+    shape, _, dtype = read_header(file)
+    body = size - file.tell()
     if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects, which are never loaded")
+        raise ValueError(f"{name} holds Python objects, which are never loaded")
     declared = dtype.itemsize
     for length in shape:
         declared *= length
-    if declared != body:
-        raise ValueError(f"{member.filename} declares {declared} bytes and holds {body}")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    if declared != body or min(shape, default=0) < 0:
+        raise ValueError(f"{name} declares {declared} bytes and holds {body}")

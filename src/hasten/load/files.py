@@ -23,6 +23,7 @@ from hasten.load import calling
 from hasten.load.archive import open_program
 from hasten.load.fitting import fitted, open_axes, program_inputs
 from hasten.load.graphs import graph_inputs, open_graph, pinned
+from hasten.load.guards.places import room_for
 from hasten.load.kinds import kind_of
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, shorter
@@ -144,6 +145,29 @@ def _tried(body: onnx.ModelProto, rows: Arrays) -> tuple[onnx.ModelProto, tuple[
         return outputs_batch_first(body, rows, other_batch(rows))
     except Exception:  # onnxruntime's errors share no base class
         return body, ()
+
+
+def open_in_room(model: str | Path | Source, example: Arrays | None = None, names: Sequence[str] = ()) -> Network:
+    """`open_network` for a guarded child: with the memory and the time of `room_for`, on one thread.
+
+    Processor time counts on every thread, and threads that wait for each other spin, so on one a second is a second anywhere.
+    A Python file is the user's own code and may take what the child may.
+    """
+    import onnxruntime  # noqa: F401  what is imported here is no part of what the file takes
+    import torch._dynamo
+
+    from hasten.load import importer  # noqa: F401
+
+    source = Source.of(model)
+    if source.is_script:
+        return open_network(source, example, names)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with room_for(*source.files(), example_bytes=sum(a.nbytes for a in example or ())):
+            return open_network(source, example, names)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def imported(network: Network) -> Network:

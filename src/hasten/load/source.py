@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import StorageError, UsageError
-from hasten.core.network import Arrays
 from hasten.core.recipe import fingerprint
-from hasten.load.guards.places import room_for
 
 __all__ = ["Source"]
 
@@ -72,16 +69,13 @@ class Source:
         """Its fields, for a child process; `Source(**json)` is the way back."""
         return asdict(self)
 
-    def room(self, example: Arrays) -> AbstractContextManager[None]:
-        """What opening it may take, in a guarded child: see `room_for`. The user's own code may take what the child may."""
-        return nullcontext() if self.is_script else room_for(*self._files(), example_bytes=sum(a.nbytes for a in example))
-
     def digest(self) -> str:
         """SHA-256 over the files: equal files and words have equal digests. Raises UsageError, StorageError."""
-        found = [digest_path(p) for p in self._files()]
+        found = [digest_path(p) for p in self.files()]
         return found[0] if len(found) == 1 and not self.name and not self.pins else fingerprint([*found, self.name, dict(self.pins)])
 
-    def _files(self) -> Iterator[Path]:
+    def files(self) -> Iterator[Path]:
+        """The files and folders that it names."""
         yield Path(self.path)
         if self.weights is not None:
             weights = Path(self.weights)

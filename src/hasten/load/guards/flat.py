@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from hasten.core.errors import ModelRefused
 
 _MOST = 2_000_000
+_MOST_BITS = 8 * 2**31
 _NOTHING = -1
 _DEEPEST = 8
 # Of each table, what its fields hold, by their number: another table, a vector of tables, a text, or numbers of so many bytes.
@@ -133,6 +134,8 @@ def _check_graph(graph: _Table, codes: int, buffers: list[int]) -> None:
             raise _Outside(f"a tensor of shape {shape[:8]} and type {kind} with buffer {buffer} of {len(buffers)}")
         held = buffers[buffer] if buffers else 0
         bits = math.prod(shape) * _BITS.get(kind, 0)
+        if bits > _MOST_BITS:
+            raise _Outside(f"a tensor of shape {shape[:8]} takes {bits // 8} bytes")
         if held and bits and tensor.at(6) is None and held != -(-bits // 8):
             raise _Outside(f"a tensor of shape {shape[:8]} has {held} bytes instead of {-(-bits // 8)}")
     for operator in graph.tables(3):

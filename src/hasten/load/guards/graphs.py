@@ -12,6 +12,7 @@ from hasten.core.errors import ModelRefused
 
 _MOST_NODES = 200_000
 _DEEPEST = 32
+_DEEPEST_GRAPH = 16
 _MOST_ELEMENTS = 2**31
 _LONGEST_NAME = 4096
 _SLACK = 2**26
@@ -31,7 +32,7 @@ def check_model(model: onnx.ModelProto) -> None:
     """Refuses a model that is more than it says: by depth, by functions that call each other, by tensors without their numbers.
 
     Raises:
-        ModelRefused: more than 200,000 nodes (functions counted where they are called), subgraphs more than 32 deep, functions that call
+        ModelRefused: more than 200,000 nodes (functions counted where they are called), subgraphs more than 16 deep, functions that call
             themselves, a tensor whose numbers do not fill its shape, a sparse tensor larger than the numbers it could hold.
     """
     functions = {(f.domain, f.name): f for f in model.functions}
@@ -63,8 +64,8 @@ def _inside(part: _Part) -> Iterator[_Part]:
     todo: list[tuple[_Part, int]] = [(part, 0)]
     while todo:
         inner, depth = todo.pop()
-        if depth > _DEEPEST:
-            raise ModelRefused(f"expected subgraphs at most {_DEEPEST} deep, got more: not opened")
+        if depth > _DEEPEST_GRAPH:
+            raise ModelRefused(f"expected subgraphs at most {_DEEPEST_GRAPH} deep, got more: not opened")
         yield inner
         attributes = (a for node in inner.node for a in node.attribute)
         todo.extend((g, depth + 1) for a in attributes for g in (*([a.g] if a.HasField("g") else []), *a.graphs))
@@ -95,9 +96,10 @@ def _count(
     total = 0
     for part in parts:
         for inner in _inside(part):
+            _most(total + len(inner.node))
             for node in inner.node:
                 called = (node.domain, node.op_type)
-                total += _count_function(called, functions, counted, above) if called in functions else 1
+                total += 1 + (_count_function(called, functions, counted, above) if called in functions else 0)
                 _check_names(node)
             _most(total)
     return total

@@ -67,7 +67,7 @@ def plain_file(folder: Path, name: str) -> Path:
     try:
         found = file.lstat()
         inside = file.resolve() == folder.resolve() / name
-    except (OSError, ValueError) as why:
+    except (OSError, ValueError, RuntimeError) as why:
         raise ModelRefused(f"expected the file {name!r} beside the model, got none that can be read ({type(why).__name__})") from why
     if not inside or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         raise ModelRefused(f"expected {name!r} to be a plain file of its own, got a link or no file: not opened")
