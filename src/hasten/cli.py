@@ -37,7 +37,7 @@ def optimize(
     data: Annotated[Path, typer.Option("--data", help=".npz, .csv, .parquet, or a folder of images by class.")],
     prove: Annotated[
         Path | None,
-        typer.Option("--prove", help="Data that the network was not trained on; no choice touches it."),
+        typer.Option("--prove", help="Data that the network was not trained on; the verdict is about it."),
     ] = None,
     max_drop: Drop = "1pt",
     run: Run = None,
