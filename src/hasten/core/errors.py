@@ -57,6 +57,14 @@ class ChildFailed(HastenError):
     """Code in a guarded child process raised, crashed, hung or outgrew its memory."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run, with the report so far; the same call goes on from there."""
+
+    def __init__(self, report: object) -> None:
+        super().__init__("interrupted")
+        self.report = report
+
+
 def named(name: str, message: str) -> HastenError:
     """The error of class `name` if it is one of this tree, else ChildFailed with the name in front of the message.
 

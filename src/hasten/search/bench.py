@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hasten.core.report import Latency, Measurement, Trial
 from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.core.store import Store
-from hasten.measure import timing
+from hasten.measure import energy, timing
 from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
 
@@ -60,6 +60,7 @@ class Bench:
         self.score = score
         self.settings = settings
         self.workshop = workshop
+        self.launch_s = 1.0  # of a contestant in a round of timing, as seen last
         self.baseline = self._recall()
 
     def package(self, number: int) -> Path:
@@ -108,7 +109,12 @@ class Bench:
                     View(inputs=outputs).save(fresh)
                 self.baseline = self._establish(outputs)
             latency = timing.quick(runner, self.select.inputs, self.settings.batches)
-            return self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
+            found = self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
+            return replace(found, energy_mj=self._energy(runner)) if self.settings.counts_energy else found
+
+    def _energy(self, runner: Runner) -> float:
+        piece = tuple(a[: self.settings.batch] for a in self.select.inputs)
+        return energy.energy_mj(lambda calls: runner.time(piece, calls=calls))
 
     def _recall(self) -> Baseline | None:
         """The baseline that an earlier process of this run wrote down."""

@@ -33,14 +33,14 @@ class Workshop:
         loss: what steps learn with.
         seed: of the steps.
         memory_bytes: address space of the child.
-        deadline_s: for one recipe.
+        deadline_s: for one recipe; may be changed between recipes.
     """
 
     def __init__(self, run: Path, *, loss: Loss, seed: int, memory_bytes: int | None = None, deadline_s: float = 3600) -> None:
         self._run = run
         self._job = {"run": str(run), "loss": loss, "seed": seed}
         self._memory_bytes = memory_bytes
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._child: Child | None = None
 
     def make(self, recipe: Recipe, package: Path, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
@@ -54,6 +54,12 @@ class Workshop:
     def ship_original(self, into: Path) -> bool:
         """Writes the original as `model.pt2` with its `load.py`; False where it is a graph or torch cannot export it."""
         return bool(self._call("ship", None, into=str(into)))
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the child."""
@@ -70,7 +76,7 @@ class Workshop:
         pickled = np.frombuffer(cloudpickle.dumps(what), np.uint8)
         target = f"hasten.search.workshop:_{function}"
         try:
-            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self._deadline_s, progress=progress)
+            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self.deadline_s, progress=progress)
         except (ChildFailed, MemoryError, KeyboardInterrupt):
             self.close()
             raise
