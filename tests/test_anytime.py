@@ -118,7 +118,7 @@ def test_ctrl_c_gives_the_report_so_far(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(verbs, "_job", interrupted)
     with pytest.raises(Interrupted) as why:
-        verbs.optimize(torch.nn.Linear(2, 2), np.eye(2, dtype=np.float32), run=tmp_path / "run")
+        verbs.optimize(torch.nn.Linear(2, 2), np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), run=tmp_path / "run")
     assert why.value.report.state == "interrupted"  # type: ignore[attr-defined]
     assert "the same command goes on" in why.value.report.sentence  # type: ignore[attr-defined]
 

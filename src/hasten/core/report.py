@@ -230,6 +230,24 @@ class LedgerLine(_Json):
 
 
 @_value
+class Finding(_Json):
+    """What one method could do on this network and machine, on *select*.
+
+    Args:
+        method: name of the kind of step.
+        forecast: old ÷ new cost where it was first seen alone, before any training; `score_drop`: what it cost there.
+        gain: the largest such ratio among recipes that a proof was expected of; None where there is none.
+        note: what became of it.
+    """
+
+    method: str
+    forecast: float | None = None
+    score_drop: float | None = None
+    gain: float | None = None
+    note: str
+
+
+@_value
 class ParetoPoint(_Json):
     """One trial on the front of ranking speed-up (against the network as given) and score drop, both on *select*."""
 
@@ -280,6 +298,7 @@ class Report(_Json):
     certificates: tuple[Certificate, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
     ledger: tuple[LedgerLine, ...] = ()
+    findings: tuple[Finding, ...] = ()
     classes: tuple[ClassChange, ...] = ()
     openings: tuple[Opening, ...] = ()
     trials: tuple[Trial, ...] = ()

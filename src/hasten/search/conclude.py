@@ -19,6 +19,9 @@ from hasten.search.objective import Objective
 if TYPE_CHECKING:
     from hasten.search.run import Job
 
+_CONTENDER_S = 10.0  # of the heats, the proof and the final timing, for one contender
+_OFFER_ROUNDS = 6.0  # of the final timing, that an offer should get
+
 
 def finish(job: Job, bench: Bench, clock: Clock) -> None:
     """What follows the last trial. Each stage leaves its result in the store."""
@@ -27,7 +30,7 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     trials = job.store.trials()
     original, plain = trials[0], plain_best(trials, settings.objective)
     watch.stage("heat", "timing the contenders side by side")
-    rivals = finals.contenders(trials, settings)
+    rivals = finals.contenders(trials, settings)[: fitting(clock.left_s(), _CONTENDER_S, 2)]
     hot = finals.heat(bench, unique([*rivals, plain]), watch.progress)
     plain = min((t for t in unique([*rivals, plain]) if is_plain(t)), key=lambda t: cost(hot[t.number]))
     watch.stage("ablation", "taking each step out in turn")
@@ -44,8 +47,14 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     watch.stage("timing", "timing the result in fresh launches")
     certified = {c.trial: by_number[c.trial] for c in proof.certificates if passes(c, settings.limit.accept)}
     ranked = sorted(certified.values(), key=lambda t: cost(hot[t.number]) if t.number in hot else float("inf"))
-    timed = finals.final_timing(bench, original, plain, ranked[: finals.OFFERS][::-1], clock.left_s(), watch.progress)
+    offers = ranked[: min(finals.OFFERS, fitting(clock.left_s(), _OFFER_ROUNDS * bench.launch_s, 3) - 2)]
+    timed = finals.final_timing(bench, original, plain, offers[::-1], clock.left_s(), watch.progress)
     _conclude(job, bench, Finalists(original=original, plain=plain, certified=tuple(certified.values()), timed=timed), proof)
+
+
+def fitting(left_s: float, each_s: float, least: int) -> int:
+    """How many things that take so long fit into the time left; at least `least`."""
+    return max(least, int(min(left_s / each_s, 1e6)))
 
 
 def take(job: Job, bench: Bench, number: int, *, name: str = SAFE) -> None:

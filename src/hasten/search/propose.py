@@ -106,8 +106,11 @@ def _tune(board: Board, recipe: Recipe, part: Step | Engine, space: Space) -> Di
 
 
 def _extend(board: Board, steps: Sequence[Step], best: dict[Any, Recipe], menders: Sequence[type[Step]]) -> Dialogue:
-    """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first."""
-    for engine, recipe in list(best.items()):
+    """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first.
+
+    What is lossless most engines do for themselves when they load a network, so it meets the two best only.
+    """
+    for engine, recipe in list(best.items())[: 2 if steps[0].lossless else None]:
         for base in _bases(recipe, steps[0], menders):
             made = yield from _first_hopeful(board, base, recipe, steps, menders)
             if made is not None and board.better(made, recipe):

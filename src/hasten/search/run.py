@@ -24,6 +24,8 @@ from hasten.search.propose import propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
+_LEAST_S = 5.0  # that a trial which has begun may take, though the time for trials is over
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
@@ -100,6 +102,8 @@ def settings_json(settings: Settings) -> dict[str, Any]:
         "batches": list(settings.batches),
         "seed": settings.seed,
         "trials": settings.trials,
+        "time_limit_s": settings.time_limit_s,
+        "prove_examples": settings.prove_examples,
     }
 
 
@@ -115,7 +119,7 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
     tried = 0
     while recipe is not None and (settings.trials is None or tried < settings.trials) and clock.left_s() > reserve_s:
         began = time.monotonic()
-        bench.workshop.deadline_s = min(bench.workshop.deadline_s, clock.left_s() - reserve_s)
+        bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - reserve_s))
         trial = bench.attempt(recipe, watch.progress)
         tried += 1
         best.see(trial)

@@ -93,14 +93,16 @@ class _Line:
     lost: Shape | None = None
 
     def next(self) -> Shape | None:
-        """What deserves the next long training: the hardest that came through between the bounds, else the middle of them."""
+        """What deserves the next long training: the hardest that came through between the bounds, else the middle of them; where
+        nothing is kept yet, the next milder one."""
         low = self.costs[self.kept] if self.kept else math.inf
         high = self.costs[self.lost] if self.lost else 0.0
         between = [s for s in self.passed if high < self.costs[s] < low]
         if between:
             return min(between, key=lambda s: self.costs[s])
         if self.kept is None:
-            return None
+            milder = [s for s, cost in self.costs.items() if self.lost and cost > high]
+            return min(milder, key=lambda s: self.costs[s], default=None)
         harder = sorted((s for s, cost in self.costs.items() if cost < low), key=lambda s: -self.costs[s])
         halves = (middle(self.kept, s) for s in ([self.lost] if self.lost else harder))
         return next((half for half in halves if half), None)
@@ -129,6 +131,7 @@ def shape(
     )
     line = _Line()
     base: Shape = ()
+    line.costs = {(rung,): board.cost(_recipe(ground, (rung,), None)) for ladder in ladders for rung in ladder}
     for ladder in ladders:
         base = yield from _climb(board, ground, base, ladder, mending, line)
     if line.drops and not line.passed:

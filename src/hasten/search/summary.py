@@ -27,6 +27,8 @@ from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine
 from hasten.search.bench import Bench
+from hasten.search.catalogue import Settings
+from hasten.search.diagnosis import diagnose
 from hasten.search.finals import FinalTiming, Proof
 
 AS_GIVEN = "as given"
@@ -117,11 +119,18 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
     taken = final.offer(final.taken if picked is None else picked) if final and final.taken is not None else None
     trials = tuple(store.trials())
     batch = settings["batch"]
+    asked = Settings(
+        limit=Limit.from_json(settings["limit"]),
+        goals=tuple(settings.get("goals", ("latency",))),
+        batch=batch,
+        batches=tuple(settings["batches"]),
+        prove_examples=settings.get("prove_examples"),
+    )
     return Report(
         state="finished" if final else state or "interrupted",
         verdict=taken.verdict if taken else None,
         sentence="",
-        limit=Limit.from_json(settings["limit"]),
+        limit=asked.limit,
         score_name=task.get("score_name", "score"),
         provenance=task.get("provenance", "unknown"),
         examples=task.get("examples", {}),
@@ -131,13 +140,14 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         certificates=tuple(Certificate.from_json(c) for c in store.fact("certificates") or ()),
         pareto=pareto(trials, batch),
         ledger=tuple(LedgerLine.from_json(line) for line in store.fact("ledger") or ()),
+        findings=diagnose(store.fact("survey") or {}, trials, asked, taken.chosen.recipe if taken else None),
         classes=taken.classes if taken else (),
         openings=store.openings(),
         trials=trials,
         notes=tuple(task.get("notes", ())),
         batch=batch,
-        batches=tuple(settings["batches"]),
-        objective=tuple(settings.get("goals", ("latency",))),
+        batches=asked.batches,
+        objective=asked.goals,
         offers=tuple(o.chosen for o in final.offers) if taken and final else (),
         artifact=_artifact(run),
         command=task.get("command", ""),
