@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hasten.core import folder
 from hasten.core.child import Child
@@ -83,7 +83,7 @@ class Options:
     @property
     def goals(self) -> tuple[Goal, ...]:
         """The objective as a tuple."""
-        return tuple(word.strip() for word in self.objective.split(","))  # type: ignore[return-value]
+        return tuple(cast(Goal, word.strip()) for word in self.objective.split(","))  # Objective checks the words
 
     def limit(self, max_drop: float) -> Limit:
         """The limit with all caps."""

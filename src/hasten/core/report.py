@@ -281,7 +281,7 @@ class Report(_Json):
     """All that a run found out.
 
     `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished. `offers` are all
-    certified candidates that were timed in the end, the one with the lowest cost first; any of them can be picked.
+    certified candidates that were timed in the end, the chosen one first, the others by cost; any of them can be picked.
     """
 
     format: Literal[1] = FORMAT

@@ -1,8 +1,7 @@
 """Which recipe to try next. Knows steps and engines by their class facts and fields alone.
 
-Cheap before dear: (1) race the engines on the unchanged network and tune the fastest; (2) put each step that keeps the structure in
-front of each engine, in the order of the stages, with a step that aims at the score behind it where it loses too much alone; (3)
-change the structure, which needs a training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was
+Cheap before dear: (1) race the engines on the unchanged network; (2) put each step that keeps the structure in front of each engine, with
+a step that aims at the score behind it where it loses too much alone, and tune the fastest engines on the unchanged network; (3) change the structure, which needs a training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was
 lost, try the steps that aim at it. Before (3) no more than `FIRST` of the time is used.
 It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
 run repeats them.
@@ -49,12 +48,12 @@ def propose(
     plain = board.ranked([Recipe((), engine) for engine in engines])
     leaders = [recipe for recipe in plain if board.cost(recipe) <= SLOW * board.cost(plain[0])]
     best = {recipe.engine: recipe for recipe in leaders}
-    for recipe in leaders[:2] if catalogue.tune else ():
-        yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
-    # Integers change which engine is fastest, so every leader meets every step.
-    for kind in sorted(useful, key=lambda kind: (kind.stage, kind.__name__)):
+    # What loses something pays most and comes first. Integers change which engine is fastest, so every leader meets them.
+    for kind in sorted(useful, key=lambda kind: (kind.lossless, kind.stage, kind.__name__)):
         if kind not in menders and kind not in shaping:
             yield from _extend(board, [board.usual(kind), *variations(board.usual(kind), spaces[kind])][:TRIES], best, list(menders))
+    for recipe in leaders[:2] if catalogue.tune else ():
+        yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
     board.share = 1.0
     least = min(map(board.cost, best.values()), default=0.0)
     near = [recipe for recipe in best.values() if board.cost(recipe) <= SLOW * least]

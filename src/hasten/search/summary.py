@@ -50,7 +50,7 @@ class Final:
 
     Args:
         baselines: the network as given and the best plain engine.
-        offers: the certified candidates that meet the caps; where none does, the one that came nearest. The lowest cost first.
+        offers: the certified candidates that meet the caps; where none does, all of them. The result first, the others by cost.
         taken: number of the offer's trial that is the result; None where a cap is missed.
         closest_miss: in words.
     """
