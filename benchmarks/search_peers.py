@@ -78,7 +78,7 @@ def controlled(work: Work, folder: Path) -> None:
     import openvino
 
     model = _intermediate(work.graph, folder)
-    rows = [tuple(a[i : i + 1] for a in work.train.inputs) for i in range(min(peers.CALIBRATE, len(work.train)))]
+    rows = [b.inputs for b in work.train.take(slice(0, peers.CALIBRATE)).batches(1)]
     checked = [(tuple(a[i : i + 1] for a in work.select.inputs), i) for i in range(len(work.select))]
     right = _right(work)
 

@@ -11,7 +11,8 @@ from hasten.core.recipe import Engine, Step
 from hasten.core.report import Goal, Limit, Measurement
 from hasten.search.objective import Objective
 
-_FINALS_S = 150.0  # what follows the search takes about this; of a short run it gets half
+_TIMING_S = 100.0  # of the heats, the ablation and the final timing
+_PROVED = 4  # candidates that usually come before *prove*
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Settings:
         seed: of every random choice.
         trials: most recipes to try; None for as many as the search thinks worth it.
         time_limit_s: for the whole run; None for as long as it takes.
+        finals_s: what follows the last trial takes about this; of a time limit it gets half at most.
         relative_drop: a limit as a share of the original's score; it becomes `limit.max_drop` once that is known.
         train_examples: how many there are, 0 where not known.
         prove_examples: how many there will be to prove with; None where the proof is not that of a 0/1 score.
@@ -57,6 +59,7 @@ class Settings:
     seed: int = 0
     trials: int | None = None
     time_limit_s: float | None = None
+    finals_s: float = 150.0
     relative_drop: float | None = None
     train_examples: int = 0
     prove_examples: int | None = None
@@ -87,7 +90,7 @@ class Settings:
         """Seconds for trials: the time limit without what the heat, the ablation, the proof and the final timing will take."""
         if self.time_limit_s is None:
             return float("inf")
-        return self.time_limit_s - min(_FINALS_S, self.time_limit_s / 2)
+        return self.time_limit_s - min(self.finals_s, self.time_limit_s / 2)
 
     def promising(self, measured: Measurement) -> bool:
         """Whether a proof is to be expected: from the drop, and what so many proving examples leave open at that share of flips."""
@@ -97,8 +100,14 @@ class Settings:
             open_ = z * math.sqrt(measured.flips / self.prove_examples)
         return measured.score_drop + open_ <= self.limit.max_drop + 1e-9
 
-    def settled(self, score: float) -> Settings:
-        """The same with a relative limit turned into the score's unit, given the original's score on *select*."""
+    def settled(self, score: float, proof_s: float = 0.0) -> Settings:
+        """The same with a relative limit turned into the score's unit, and with time for the proof.
+
+        Args:
+            score: of the original on *select*.
+            proof_s: seconds that the outputs of one candidate on *prove* will take.
+        """
+        settled = replace(self, finals_s=_TIMING_S + _PROVED * proof_s)
         if self.relative_drop is None:
-            return self
-        return replace(self, limit=replace(self.limit, max_drop=self.relative_drop * abs(score)), relative_drop=None)
+            return settled
+        return replace(settled, limit=replace(self.limit, max_drop=self.relative_drop * abs(score)), relative_drop=None)

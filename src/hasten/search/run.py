@@ -87,7 +87,8 @@ def _settle(job: Job, bench: Bench) -> Job:
     first = bench.attempt(Recipe((), job.catalogue.as_given), job.watch.progress)
     if not first.measurement:
         raise ModelRefused(f"the network does not run as given: {first.reason}")
-    settings = job.settings.settled(first.measurement.score)
+    proof_s = first.seconds * job.views.prove.size / len(job.views.select)
+    settings = job.settings.settled(first.measurement.score, proof_s)
     bench.settings = settings
     job.store.remember("settings", settings_json(settings))
     return replace(job, settings=settings)
