@@ -52,7 +52,8 @@ def ort_int8(module: Network, graph: Network, train: View, folder: Path) -> None
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             batches = train.take(slice(0, CALIBRATE)).batches(50)
-            self.rows = iter([{graph.graph.graph.input[0].name: b.inputs[0]} for b in batches])
+            names = [i.name for i in graph.graph.graph.input]
+            self.rows = iter([dict(zip(names, b.inputs, strict=True)) for b in batches])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rows, None)
@@ -81,8 +82,8 @@ def openvino_int8(module: Network, graph: Network, train: View, folder: Path) ->
 
     OpenVINO().pack(graph, folder)
     model = openvino.Core().read_model(folder / "model.xml")
-    rows = train.take(slice(0, CALIBRATE)).inputs[0]
-    made = nncf.quantize(model, nncf.Dataset([rows[i : i + 1] for i in range(len(rows))]), subset_size=CALIBRATE)
+    rows = [b.inputs for b in train.take(slice(0, CALIBRATE)).batches(1)]
+    made = nncf.quantize(model, nncf.Dataset([row if len(row) > 1 else row[0] for row in rows]), subset_size=CALIBRATE)
     for name in ("model.xml", "model.bin"):
         (folder / name).unlink()
     openvino.save_model(made, folder / "model.xml", compress_to_fp16=False)

@@ -1,56 +1,103 @@
-"""What is returned when the final timing shows no gain."""
+"""Who goes to the proof, what is returned when the final timing shows no gain, and what may be picked afterwards."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from hasten.core.report import Interval
-from hasten.search.finals import FinalTiming
-from hasten.search.run import fall_back
+from hasten.core.errors import UsageError
+from hasten.core.report import Bound, Chosen, Interval, Limit, Trial
+from hasten.search.catalogue import Settings
+from hasten.search.conclude import Finalists, leading
+from hasten.search.finals import FinalTiming, contenders
+from hasten.search.objective import Objective
+from hasten.search.summary import Final, Offer
 from sample_reports import latency, trial
 
 ORIGINAL = trial(0, "Eager", p50=2.0)
 PLAIN = trial(2, "OnnxRuntime", p50=1.0)
 LOSSY = trial(7, "OnnxRuntime", "QuantizeStatic", p50=0.5, drop=0.002)
+ALL = {t.number: t for t in (ORIGINAL, PLAIN, LOSSY)}
+ONE = (Interval(batch=1, value=1.0, low=1.0, high=1.0, launches=8),)
 
 
 def ratio(value: float, half: float) -> tuple[Interval, ...]:
     return (Interval(batch=1, value=value, low=value - half, high=value + half, launches=8),)
 
 
-def timing(over_plain: tuple[Interval, ...], plain_over_original: tuple[Interval, ...]) -> FinalTiming:
-    return FinalTiming(
-        original=(latency(1, 2.0),),
-        plain=(latency(1, 1.0),),
-        best=(latency(1, 0.5),),
-        over_original=ratio(4.0, 0.1),
-        over_plain=over_plain,
-        plain_over_original=plain_over_original,
-        memory=(3, 2, 1),
+def finalists(over_plain: tuple[Interval, ...], plain_over_original: float, *, certified: tuple[int, ...] = (0, 2, 7)) -> Finalists:
+    timed = FinalTiming(
+        latency={0: (latency(1, plain_over_original),), 2: (latency(1, 1.0),), 7: (latency(1, 1 / over_plain[0].value),)},
+        memory={0: 3, 2: 2, 7: 1},
+        over_original={0: ONE, 2: ratio(plain_over_original, 0.1), 7: ratio(4.0, 0.1)},
+        over_plain={0: ratio(1 / plain_over_original, 0.1), 2: ONE, 7: over_plain},
     )
+    return Finalists(original=ORIGINAL, plain=PLAIN, certified=tuple(ALL[n] for n in certified), timed=timed)
 
 
 @pytest.mark.parametrize(
-    ("over_plain", "plain_over_original", "allowed", "returned"),
+    ("over_plain", "plain_over_original", "certified", "returned"),
     [
-        (ratio(2.0, 0.1), ratio(2.0, 0.1), (0, 2, 7), LOSSY),
-        (ratio(1.1, 0.2), ratio(2.0, 0.1), (0, 2, 7), PLAIN),  # a lossy gain must be shown
-        (ratio(1.1, 0.2), ratio(2.0, 0.1), (7,), LOSSY),  # the plain engine breaks a cap
-        (ratio(1.0, 0.1), ratio(4.0, 3.5), (0, 2, 7), PLAIN),  # between equal networks the estimate decides
-        (ratio(1.0, 0.1), ratio(0.9, 0.3), (0, 2, 7), ORIGINAL),
-        (ratio(1.0, 0.1), ratio(0.9, 0.3), (2, 7), PLAIN),
+        (ratio(2.0, 0.1), 2.0, (0, 2, 7), 7),
+        (ratio(1.1, 0.2), 2.0, (0, 2, 7), 2),  # a lossy gain must be shown
+        (ratio(1.1, 0.2), 2.0, (7,), 7),  # the plain engine breaks a cap
+        (ratio(0.9, 0.1), 4.0, (0, 2, 7), 2),  # between equal networks the estimate decides
+        (ratio(0.8, 0.1), 0.9, (0, 2, 7), 0),
+        (ratio(0.8, 0.1), 0.9, (2, 7), 2),
     ],
 )
-def test_what_is_returned(over_plain, plain_over_original, allowed, returned) -> None:  # type: ignore[no-untyped-def]
-    best, timed = fall_back(ORIGINAL, PLAIN, LOSSY, timing(over_plain, plain_over_original), allowed=allowed, batch=1)
-    assert best.number == returned.number
-    own = {7: (0.5, 1), 2: (1.0, 2), 0: (2.0, 3)}[best.number]
-    assert (timed.best[0].p50_ms, timed.memory[2]) == own
+def test_what_is_returned(over_plain, plain_over_original, certified, returned) -> None:  # type: ignore[no-untyped-def]
+    among = finalists(over_plain, plain_over_original, certified=certified)
+    ranked = among.ranked(among.within(Limit(), 1), Objective())
+    assert ranked[0].number == returned
+    assert {t.number for t in ranked} == set(certified)
 
 
-def test_the_figures_of_the_network_as_given_are_the_inverse_of_the_plain_engines() -> None:
-    best, timed = fall_back(ORIGINAL, PLAIN, PLAIN, timing(ratio(1.0, 0.0), ratio(0.8, 0.1)), allowed=(0, 2), batch=1)
-    assert best.number == 0
-    (over,) = timed.over_plain
-    assert (over.value, over.low, over.high) == pytest.approx((1 / 0.8, 1 / 0.9, 1 / 0.7))
-    assert timed.over_original[0].value == 1
+def test_caps_look_at_the_final_figures() -> None:
+    among = finalists(ratio(2.0, 0.1), 2.0)
+    assert [t.number for t in among.within(Limit(latency_ms=0.6), 1)] == [7]
+    assert [t.number for t in among.within(Limit(peak_memory_bytes=2), 1)] == [2, 7]
+    assert [t.number for t in among.within(Limit(examples_per_s=1_500), 1)] == [7]
+    assert among.missed(ORIGINAL, Limit(min_speedup=1.5, energy_mj=3), 1) == ["0 mJ, cap 3 mJ", "1.00× faster, minimum 1.5×"]
+
+
+def test_contenders_are_those_that_a_proof_is_expected_of_and_a_few_more() -> None:
+    """Ten recipes in a row, each faster and lossier: the fastest alone would leave nothing that is proved."""
+    trials = [trial(i, "OnnxRuntime", "QuantizeStatic", p50=10.0 / 1.2**i, drop=0.0014 * i) for i in range(10)]
+    settings = Settings(limit=Limit(max_drop=0.01), prove_examples=2_000)
+    likely = [t.number for t in trials if t.measurement and settings.promising(t.measurement)]
+    chosen = [t.number for t in contenders(trials, settings)]
+    assert max(likely) < 7  # what the estimate alone would let through
+    assert chosen[:4] == sorted(likely, reverse=True)[:4]
+    assert chosen[4:] == [9, 8]
+    hot = {t.number: t.measurement for t in trials if t.measurement}
+    assert leading([trials[n] for n in chosen], hot, settings).number == max(likely)
+
+
+def chosen(tried: Trial, ms: float, size: int) -> Chosen:
+    return Chosen(
+        trial=tried.number, recipe=tried.recipe, words=tried.words, speedup=ONE, speedup_over_best_plain=ONE, score=0.9,
+        score_drop=Bound(value=0.0, upper=0.0, n=9, method="equal outputs"), size_bytes=size, peak_memory_bytes=1, parameters=None,
+        macs=None, latency_ms=(latency(1, ms),),
+    )  # fmt: skip
+
+
+FINAL = Final(
+    baselines={},
+    offers=(
+        Offer(chosen=chosen(LOSSY, 1.0, 900), verdict="kept"),
+        Offer(chosen=chosen(PLAIN, 1.2, 400), verdict="equal"),
+        Offer(chosen=chosen(ORIGINAL, 9.0, 300), verdict="equal"),
+    ),
+    taken=7,
+)
+
+
+def test_picking_offers_certified_candidates_only() -> None:
+    assert [FINAL.pick(word, 1) for word in ("fastest", "smallest", "balanced", "2")] == [7, 0, 2, 2]
+    with pytest.raises(UsageError, match=r"certified trials \[7, 2, 0\], got '5'"):
+        FINAL.pick("5", 1)
+    with pytest.raises(UsageError, match="nothing to pick: too large"):
+        replace(FINAL, taken=None, closest_miss="too large").pick("fastest", 1)
+    assert Final.from_json(FINAL.to_json()) == FINAL

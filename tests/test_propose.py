@@ -9,8 +9,9 @@ import pytest
 from hasten.core.errors import UsageError
 from hasten.core.recipe import Recipe
 from hasten.core.report import Latency, Limit, Measurement, Trial
+from hasten.search.board import insert
 from hasten.search.catalogue import Catalogue, Settings
-from hasten.search.propose import insert, propose
+from hasten.search.propose import propose
 from methods import Cast, Mend, Quick, Quicker, Round, Shrink, Slow
 
 CATALOGUE = Catalogue(as_given=Slow(), engines=(Quick(), Quicker()), steps=(Shrink, Mend, Round))

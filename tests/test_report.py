@@ -180,9 +180,29 @@ def test_classes_that_changed_come_worst_first() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_are_rectangular(name: str) -> None:
     report = samples.ALL[name]
-    for make in (tables.comparison, tables.trials, tables.ledger, tables.classes, tables.certificates, tables.openings):
+    for make in (
+        tables.comparison,
+        tables.trials,
+        tables.ledger,
+        tables.classes,
+        tables.certificates,
+        tables.openings,
+        tables.offers,
+        tables.findings,
+    ):
         table = make(report)
         assert all(len(line.cells) == len(table.headings) for line in table.lines), table.name
+
+
+def test_what_can_be_picked_is_listed_where_there_is_a_choice() -> None:
+    report = samples.ALL["kept"]
+    assert report.chosen
+    assert not tables.offers(report).lines
+    other = replace(report.chosen, trial=4, words="another", size_bytes=9_000)
+    table = tables.offers(replace(report, offers=(report.chosen, other)))
+    assert [(line.cells[0], line.mark) for line in table.lines] == [(str(report.chosen.trial), "chosen"), ("4", "")]
+    assert table.lines[1].cells[3] == "9 kB"
+    assert "another" in page(replace(report, offers=(report.chosen, other)))
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"hostile"}))

@@ -148,6 +148,20 @@ def test_a_set_of_two_parts_is_enough_beside_a_given_prove_set() -> None:
     assert sorted([len(cut.train), len(cut.select)]) == [1, 2]
 
 
+def test_a_large_prove_set_selects_as_well_and_the_seed_does_not_move_the_line() -> None:
+    data, prove = made(300, groups=0), made(1_400, groups=70, repeats=0.05, seed=1)
+    prove = Loaded(view=View(inputs=(prove.view.inputs[0] + np.float32(0.5),), labels=prove.view.labels), groups=None)
+    cut = split(data, prove, seed=0, max_drop=0.01)
+    assert (len(cut.train), cut.provenance) == (300, "held out")
+    assert len(cut.select) == len(prove) // 4
+    assert not set(rows(cut.select)) & set(rows(cut.prove))
+    assert Counter(rows(cut.select) + rows(cut.prove)) == Counter(rows(prove.view))
+    assert "350 of the 1,400 examples of the prove set chose, the others proved" in cut.notes
+    other = split(data, prove, seed=1, max_drop=0.01)
+    assert other.prove.fingerprint() == cut.prove.fingerprint()
+    assert other.train.fingerprint() != cut.train.fingerprint()
+
+
 def test_groups_and_repeats_hang_together_through_each_other() -> None:
     x = np.array([0, 1, 1, 2, 2, 3, 7, 8], dtype=np.float32)[:, None]
     groups = np.array(["a", "a", "b", "b", "c", "d", "e", "f"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from hasten.core.errors import HastenError, UsageError
+from hasten.core.errors import HastenError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from hasten.core.report import Report
@@ -42,7 +42,7 @@ def optimize(
     data: Annotated[Path, typer.Option("--data", help=".npz, .csv, .parquet, or a folder of images by class.")],
     prove: Annotated[
         Path | None,
-        typer.Option("--prove", help="Data that the network was not trained on; no choice touches it."),
+        typer.Option("--prove", help="Data that the network was not trained on; the verdict is about it."),
     ] = None,
     weights: Weights = None,
     pin: Pins = [],  # noqa: B006
@@ -54,15 +54,22 @@ def optimize(
     group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
     seed: Seed = 0,
     trials: Annotated[int | None, typer.Option("--trials", help="Most recipes to try.")] = None,
-    effort: Annotated[str, typer.Option("--effort", help="normal, or thorough to prune and factorize as well.")] = "normal",
+    time_limit: Annotated[str | None, typer.Option("--time-limit", help="Of the whole run: 10m, 90s, 1h30m.")] = None,
+    effort: Annotated[str, typer.Option("--effort", help="quick (a minute), normal (ten), thorough (as long as it takes).")] = "normal",
+    objective: Annotated[
+        str, typer.Option("--objective", help="latency, throughput, size, memory, energy, or several: latency,size.")
+    ] = "latency",
+    pick: Annotated[str | None, typer.Option("--pick", help="Of a finished run: fastest, smallest, balanced, or a trial's number.")] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the statement about the drop.")] = 0.95,
     accept: Annotated[str, typer.Option("--accept", help="proof, or point to be content with the estimate.")] = "proof",
     latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Cap on the latency.")] = None,
     size_bytes: Annotated[int | None, typer.Option("--size-bytes", help="Cap on the size on disk.")] = None,
     peak_memory_bytes: Annotated[int | None, typer.Option("--peak-memory-bytes", help="Cap on memory.")] = None,
+    energy_mj: Annotated[float | None, typer.Option("--energy-mj", help="Cap on the energy of a call.")] = None,
     min_speedup: Annotated[float | None, typer.Option("--min-speedup", help="Least speed-up.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that train side by side.")] = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes train.")] = None,
+    examples_per_s: Annotated[float | None, typer.Option("--examples-per-s", help="Least throughput.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the fastest network that keeps the score, and prove it."""
@@ -77,15 +84,20 @@ def optimize(
         group=group,
         seed=seed,
         trials=trials,
+        time_limit=time_limit,
         effort=effort,  # type: ignore[arg-type]  # Options checks it
+        objective=objective,
+        pick=pick,
         confidence=confidence,
         accept="point" if accept == "point" else "proof",
         latency_ms=latency_ms,
         size_bytes=size_bytes,
         peak_memory_bytes=peak_memory_bytes,
+        energy_mj=energy_mj,
         min_speedup=min_speedup,
         workers=workers,
         ray=ray,
+        examples_per_s=examples_per_s,
         command=_command(),
     )
     with _progress(json_) as watcher:
@@ -275,6 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise KeyboardInterrupt
     except HastenError as why:
         _fail(str(why), why.exit_code)
+    except Interrupted as why:
+        print("hasten: interrupted; the same command goes on from here. So far:", file=sys.stderr)
+        _show_interrupted(why.report)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
     except BrokenPipeError:
@@ -285,6 +300,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(told(), 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_interrupted(found: Any) -> NoReturn:
+    from hasten.report.terminal import show
+
+    show(found, _console())
+    sys.exit(INTERRUPTED)
 
 
 def _rate(words: str) -> Any:

@@ -15,6 +15,7 @@ from hasten.core.report import Report
 from hasten.search.watch import Watcher, nobody
 from hasten.verbs import Options, optimize
 
+_TIME = "5m"
 _MOST = 20_000  # training images; more would not fit into the time of a demonstration
 
 
@@ -45,9 +46,9 @@ def demo(
         _make_inputs(inputs, task, seed, say)
     paths = {"model": inputs / "model.pt2", "data": inputs / "data.npz", "prove": inputs / "prove.npz"}
     words = ["hasten", "optimize", str(paths["model"]), "--data", str(paths["data"]), "--prove", str(paths["prove"])]
-    command = shlex.join([*words, "--max-drop", max_drop, "--run", str(run / "result")])
+    command = shlex.join([*words, "--max-drop", max_drop, "--time-limit", _TIME, "--run", str(run / "result")])
     say(f"$ {command}")
-    options = Options(seed=seed, command=command)
+    options = Options(seed=seed, time_limit=_TIME, command=command)
     return optimize(paths["model"], paths["data"], paths["prove"], max_drop=max_drop, run=run / "result", options=options, watcher=watcher)
 
 

@@ -16,6 +16,7 @@ from hasten.core.child import Child, Reply
 from hasten.core.data import View
 from hasten.core.errors import ChildFailed, DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays, Network
+from hasten.core.recipe import fingerprint
 from hasten.core.score import Score
 from hasten.load.guards.places import room_for
 from hasten.search.workshop import ORIGINAL
@@ -151,6 +152,7 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
         saved.save(network, fresh / "network")
     return {
         "kind": network.kind,
+        "architecture": architecture(network),
         "imported": network.source is not None,
         "network_notes": list(network.notes),
         "fixed_batch": network.fixed_batch,
@@ -158,6 +160,15 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
         "score_name": chosen.name,
         "summary": files.summarize(network),
     }
+
+
+def architecture(network: Network) -> str:
+    """A digest of the layers and the shapes of the weights: equal for two trainings of one network."""
+    if network.kind == "module":
+        layers: list[Any] = [[name, type(layer).__name__, layer.extra_repr()] for name, layer in network.module.named_modules()]
+        return fingerprint([layers, [[name, list(value.shape)] for name, value in network.module.state_dict().items()]])
+    graph = network.graph.graph
+    return fingerprint([[node.op_type for node in graph.node], [[t.name, list(t.dims)] for t in graph.initializer]])
 
 
 def read_score(record: dict[str, Any]) -> Score:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from hasten.compress import (
@@ -13,29 +14,48 @@ from hasten.compress import (
     PruneBlocks,
     PruneStructure,
     QuantizeDynamic,
+    QuantizeMixed,
     QuantizeStatic,
+    QuantizeWeights,
+    StoreHalf,
 )
 from hasten.core.network import Kind
 from hasten.core.recipe import Engine, Step
+from hasten.core.report import Goal
 from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.search.catalogue import Catalogue
 from hasten.train import Distil, FineTune
 
-Effort = Literal["normal", "thorough"]
+Effort = Literal["quick", "normal", "thorough"]
 
-_NORMAL: tuple[type[Step], ...] = (FoldBatchNorm, FoldBranches, FoldLinear, FineTune, QuantizeStatic, QuantizeDynamic)
-_THOROUGH: tuple[type[Step], ...] = (*_NORMAL, Distil, PruneStructure, PruneBlocks, FactorizeConv, FactorizeLinear)
+_QUICK: tuple[type[Step], ...] = (QuantizeStatic, QuantizeDynamic)
+_NORMAL: tuple[type[Step], ...] = (*_QUICK, FoldBatchNorm, FoldBranches, FoldLinear, FineTune, PruneStructure, PruneBlocks)
+_THOROUGH: tuple[type[Step], ...] = (*_NORMAL, Distil, FactorizeConv, FactorizeLinear, QuantizeMixed)
+_SMALL: tuple[type[Step], ...] = (QuantizeWeights, StoreHalf)
+_STEPS: dict[Effort, tuple[type[Step], ...]] = {"quick": _QUICK, "normal": _NORMAL, "thorough": _THOROUGH}
+_TRAININGS: dict[Effort, int] = {"quick": 0, "normal": 5, "thorough": 12}
+_LIMITS_S: dict[Effort, float | None] = {"quick": 60.0, "normal": 600.0, "thorough": None}
 
 
-def default(kind: Kind, effort: Effort = "normal", *, imported: bool = False) -> Catalogue:
+def time_limit_s(effort: Effort) -> float | None:
+    """How long a search of this effort takes where the user does not say."""
+    return _LIMITS_S[effort]
+
+
+def default(kind: Kind, effort: Effort = "normal", *, imported: bool = False, goals: Sequence[Goal] = ("latency",)) -> Catalogue:
     """What is tried on a network of this form.
 
     A module runs in eager PyTorch today, an ONNX file in ONNX Runtime, whether it could be imported as a module or stays a
     graph: that is what a speed-up is measured against.
-    "normal" folds and chooses number formats, and trains only to win back what these lost. "thorough" also changes the
-    structure, which needs training each time.
+    "quick" races the engines and tries integers. "normal" also folds, prunes units and blocks, and trains what that cost back.
+    "thorough" has more ways to change the structure and to train, and trains more often. Where the size counts, files are packed
+    and weights stored small as well.
     """
     as_given: Engine = Eager() if kind == "module" and not imported else OnnxRuntime()
-    everywhere: tuple[Engine, ...] = (OnnxRuntime(), OpenVINO())
-    engines = (TorchCompile(), *everywhere) if kind == "module" else everywhere
-    return Catalogue(as_given=as_given, engines=engines, steps=_THOROUGH if effort == "thorough" else _NORMAL)
+    engines: tuple[Engine, ...] = (OnnxRuntime(), OpenVINO())
+    if "size" in goals:
+        engines = (*engines, OnnxRuntime(packed=True), OpenVINO(packed=True))
+    if kind == "module" and effort != "quick":
+        engines = (TorchCompile(), *engines)
+    steps = _STEPS[effort] + (_SMALL if "size" in goals else ())
+    return Catalogue(as_given=as_given, engines=engines, steps=steps, tune=effort != "quick", trainings=_TRAININGS[effort])

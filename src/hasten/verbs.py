@@ -7,17 +7,19 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hasten.core import folder
 from hasten.core.child import Child
-from hasten.core.errors import DataRefused, ModelRefused, StorageError, UsageError
+from hasten.core.errors import BackendMissing, DataRefused, Interrupted, ModelRefused, StorageError, UsageError
 from hasten.core.recipe import fingerprint
-from hasten.core.report import Accept, Limit, Report
+from hasten.core.report import Accept, Goal, Limit, Report
 from hasten.core.store import Store
 from hasten.load.source import Source, digest_path
+from hasten.measure import energy
+from hasten.search.objective import Objective
 from hasten.search.watch import Watch, Watcher, nobody
 
 if TYPE_CHECKING:
@@ -41,10 +43,15 @@ class Options:
         target: the column or array with the labels; group: the one whose equal values belong together.
         seed: the same seed gives the same result.
         trials: most recipes to try.
-        effort: "normal" folds and chooses number formats; "thorough" also prunes and factorizes, with training each time.
+        time_limit: of the whole run: seconds, or words like "10m", "90s", "1h30m". Without it "quick" takes at most a minute, "normal"
+            ten, "thorough" as long as it takes; nor has a run a limit whose `trials` are given.
+        effort: "quick" races engines and integers; "normal" also prunes and trains; "thorough" factorizes and distils besides.
+        objective: what is to become small: "latency" (at `batch`), "throughput" (at the largest batch measured), "size", "memory",
+            "energy", or several with commas between, which count alike.
+        pick: of a finished run, which certified candidate becomes the result: "fastest", "smallest", "balanced", or a trial's number.
         confidence: of the statement about the drop, in (0.5, 1).
         accept: "proof" asks for the bound, "point" takes the estimate.
-        latency_ms, size_bytes, peak_memory_bytes, min_speedup: caps that the result must meet.
+        latency_ms, size_bytes, peak_memory_bytes, energy_mj, min_speedup, examples_per_s: caps that the result must meet.
         workers: processes that train side by side; the processors are divided among them.
         ray: address of a Ray cluster whose nodes train.
         command: how the user asked, for the report.
@@ -56,24 +63,38 @@ class Options:
     group: str | None = None
     seed: int = 0
     trials: int | None = None
-    effort: Literal["normal", "thorough"] = "normal"
+    time_limit: float | str | None = None
+    effort: Literal["quick", "normal", "thorough"] = "normal"
+    objective: str = "latency"
+    pick: str | None = None
     confidence: float = 0.95
     accept: Accept = "proof"
     latency_ms: float | None = None
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    energy_mj: float | None = None
     min_speedup: float | None = None
     workers: int | None = None
     ray: str | None = None
+    examples_per_s: float | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.effort not in ("normal", "thorough"):
-            raise UsageError(f"effort must be normal or thorough, got {self.effort!r}")
+        if self.effort not in ("quick", "normal", "thorough"):
+            raise UsageError(f"effort must be quick, normal or thorough, got {self.effort!r}")
+        Objective(goals=self.goals)  # its checks are ours
+        parse_duration(self.time_limit)
+        if ("energy" in self.goals or self.energy_mj is not None) and (why := energy.unreadable()):
+            raise BackendMissing(why)
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The objective as a tuple."""
+        return tuple(cast(Goal, word.strip()) for word in self.objective.split(","))  # Objective checks the words
 
     def limit(self, max_drop: float) -> Limit:
         """The limit with all caps."""
-        names = ("confidence", "accept", "latency_ms", "size_bytes", "peak_memory_bytes", "min_speedup")
+        names = [field.name for field in fields(Limit) if field.name != "max_drop"]
         return Limit(max_drop=max_drop, **{name: getattr(self, name) for name in names})
 
 
@@ -105,7 +126,10 @@ def optimize(
 
     Raises:
         UsageError, DataRefused, ModelRefused, RunLocked, StorageError: see `hasten.core.errors`.
+        Interrupted: on Ctrl-C, with the report so far.
     """
+    from hasten.search import summary
+
     options = options or Options()
     drop, relative = parse_drop(max_drop)
     limit = options.limit(drop)
@@ -120,7 +144,9 @@ def optimize(
         try:
             _same(place, store, config)
             job = _job(place, store, given, limit, options, relative, watcher)
-            return _told(place, job)
+            return _told(place, job, options.pick)
+        except KeyboardInterrupt as why:
+            raise Interrupted(_with_sentence(summary.report(place, store))) from why
         finally:
             store.close()
     finally:
@@ -166,6 +192,24 @@ def parse_drop(words: float | str) -> tuple[float, bool]:
     return (value, False) if unit is None else (value / 100, unit == "%rel")
 
 
+def parse_duration(words: float | str | None) -> float | None:
+    """Seconds.
+
+    >>> parse_duration("10m"), parse_duration("1h30m"), parse_duration(45), parse_duration(None)
+    (600.0, 5400.0, 45.0, None)
+
+    Raises:
+        UsageError: on anything else, and on nothing at all.
+    """
+    if words is None:
+        return None
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(words).strip())
+    seconds = sum(float(n) * unit for n, unit in zip(found.groups("0"), (3600, 60, 1), strict=True)) if found else 0.0
+    if not seconds > 0:
+        raise UsageError(f"a time limit must look like 10m, 90s, 1h30m or a number of seconds above 0, got {words!r}")
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Given:
     """What the user brought, with the digests by which a folder knows it again."""
@@ -195,7 +239,7 @@ class _Given:
 
     def config(self, limit: Limit, relative: bool, options: Options) -> dict[str, Any]:
         """All that a run depends on; one folder holds one such."""
-        asked = {k: v for k, v in vars(options).items() if k not in _ANY_TIME}
+        asked = {k: v for k, v in vars(options).items() if k not in (*_ANY_TIME, "pick")}
         return {**self.digests, "limit": limit.to_json(), "relative": relative, **asked}
 
 
@@ -215,20 +259,25 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
         if options.batch not in (1, task["fixed_batch"]):
             raise UsageError(f"the network takes batches of {task['fixed_batch']} only, got --batch {options.batch}")
         batches = (task["fixed_batch"],)
+    views, score = split.reopen(place), prepare.read_score(task["score"])
     return Job(
         folder=place,
         store=store,
-        views=split.reopen(place),
-        score=prepare.read_score(task["score"]),
+        views=views,
+        score=score,
         loss=task["loss"],
-        catalogue=presets.default(task["kind"], options.effort, imported=task["imported"]),
+        catalogue=presets.default(task["kind"], options.effort, imported=task["imported"], goals=options.goals),
         settings=Settings(
             limit=limit,
             batch=task["fixed_batch"] or options.batch,
             batches=batches,
             seed=options.seed,
             trials=options.trials,
+            time_limit_s=parse_duration(options.time_limit) or (None if options.trials else presets.time_limit_s(options.effort)),
             relative_drop=limit.max_drop if relative else None,
+            goals=options.goals,
+            train_examples=len(views.train),
+            prove_examples=views.prove.size if score.zero_one else None,
         ),
         watch=watch,
         hands=Hands(workers=options.workers, ray=options.ray),
@@ -276,12 +325,13 @@ def save_module(module: nn.Module, place: Path, names: Sequence[str] = ()) -> No
             raise ModelRefused(f"{type(module).__name__} cannot be pickled: {why.__cause__}") from why
 
 
-def _told(place: Path, job: Job) -> Report:
-    """Runs the job and writes report.json and report.html, in the run folder and beside the result."""
+def _told(place: Path, job: Job, pick: str | None = None) -> Report:
+    """Runs the job, or picks from a finished one, and writes report.json and report.html, in the run folder and beside the result."""
     from hasten.report import json_text
     from hasten.search import export, run
 
-    finished = _with_sentence(run.optimize(job))
+    found = run.optimize(job)
+    finished = _with_sentence(run.pick(job, pick) if pick else found)
     text = json_text(finished)
     if finished.artifact:
         export.add(Path(finished.artifact), "report.json", text)

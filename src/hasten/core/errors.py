@@ -71,6 +71,14 @@ class WorkerLost(ChildFailed):
     """A machine or its worker went away in the middle of its work; another one may do it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run, with the report so far; the same call goes on from there."""
+
+    def __init__(self, report: object) -> None:
+        super().__init__("interrupted")
+        self.report = report
+
+
 def named(name: str, message: str) -> HastenError:
     """The error of class `name` if it is one of this tree, else ChildFailed with the name in front of the message.
 

@@ -22,6 +22,7 @@ FORMAT: Literal[1] = 1
 Verdict = Literal["equal", "kept", "not shown", "exceeded"]
 T = TypeVar("T")
 Accept = Literal["proof", "point"]
+Goal = Literal["latency", "throughput", "size", "memory", "energy"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -94,6 +95,7 @@ class Measurement(_Json):
         size_bytes: of the files that the user receives.
         peak_memory_bytes: resident set of the process that runs it, at its highest.
         parameters: numbers held in weights; macs: multiply-accumulates for one example; None where they cannot be told.
+        energy_mj: of one call at the user's batch size, in millijoules; None where it was not asked for.
     """
 
     score: float
@@ -105,6 +107,7 @@ class Measurement(_Json):
     peak_memory_bytes: int
     parameters: int | None = None
     macs: int | None = None
+    energy_mj: float | None = None
 
     def at(self, batch: int) -> Latency:
         """The latency at a batch size."""
@@ -120,7 +123,8 @@ class Limit(_Json):
         confidence: of the statement that the drop is at most `max_drop`, in (0.5, 1).
         accept: "proof" asks for the bound, "point" is content with the estimate and says so.
         latency_ms, size_bytes, peak_memory_bytes: the result must not exceed these.
-        min_speedup: over the network as given, at the user's batch size.
+        energy_mj: of a call at the user's batch size; must not be exceeded either.
+        min_speedup: over the network as given, at the user's batch size; examples_per_s: at that size. The result must reach these.
     """
 
     max_drop: float = 0.01
@@ -130,13 +134,15 @@ class Limit(_Json):
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     min_speedup: float | None = None
+    energy_mj: float | None = None
+    examples_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise UsageError(f"max_drop must be a number >= 0 in the score's unit, got {self.max_drop}")
         if not 0.5 < self.confidence < 1:
             raise UsageError(f"confidence must be in (0.5, 1), got {self.confidence}")
-        for name in ("latency_ms", "size_bytes", "peak_memory_bytes", "min_speedup"):
+        for name in ("latency_ms", "size_bytes", "peak_memory_bytes", "min_speedup", "energy_mj", "examples_per_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, got {value}")
@@ -224,6 +230,24 @@ class LedgerLine(_Json):
 
 
 @_value
+class Finding(_Json):
+    """What one method could do on this network and machine, on *select*.
+
+    Args:
+        method: name of the kind of step.
+        forecast: old ÷ new cost where it was first seen alone, before any training; `score_drop`: what it cost there.
+        gain: the largest such ratio among recipes that a proof was expected of; None where there is none.
+        note: what became of it.
+    """
+
+    method: str
+    forecast: float | None = None
+    score_drop: float | None = None
+    gain: float | None = None
+    note: str
+
+
+@_value
 class ParetoPoint(_Json):
     """One trial on the front of ranking speed-up (against the network as given) and score drop, both on *select*."""
 
@@ -256,7 +280,8 @@ class Opening(_Json):
 class Report(_Json):
     """All that a run found out.
 
-    `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished.
+    `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished. `offers` are all
+    certified candidates that were timed in the end, the chosen one first, the others by cost; any of them can be picked.
     """
 
     format: Literal[1] = FORMAT
@@ -273,12 +298,15 @@ class Report(_Json):
     certificates: tuple[Certificate, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
     ledger: tuple[LedgerLine, ...] = ()
+    findings: tuple[Finding, ...] = ()
     classes: tuple[ClassChange, ...] = ()
     openings: tuple[Opening, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
     batch: int = 1
     batches: tuple[int, ...] = (1,)
+    objective: tuple[Goal, ...] = ("latency",)
+    offers: tuple[Chosen, ...] = ()
     artifact: str | None = None
     command: str = ""
     seed: int = 0

@@ -9,6 +9,9 @@ How many examples each part gets, of n without a given *prove* set (`shares`):
     train          3    30   272    500  2,639  58,000
     select         2    20    60    100    500   2,000
     prove          5    50   268    400  1,861  10,000
+Of a given *prove* set of 1,200 units or more a quarter, at most 2,000, selects, and all other data trains: on examples that the
+original was trained on, a network that was trained again on others looks worse than it is. Which quarter depends on the content alone,
+so that another seed does not prove on what the first one chose by.
 
 Examples with equal inputs, and examples of one group, are one *unit* and stay together. Within each class the units are put
 into an order that depends on the seed and the content of the examples alone, not on their place in the file, the machine or a
@@ -37,6 +40,7 @@ from hasten.load.units import Units, content_digests
 
 _CALIBRATE = 300
 _SELECT = 2_000
+_SPARE = 1_200
 _PARTS = ("train", "calibrate", "select", "prove")
 
 
@@ -66,9 +70,9 @@ def split(
     max_drop: float,
     confidence: float = 0.95,
 ) -> Cut:
-    """Cuts `data` in two (a *prove* set is given) or in three.
+    """Cuts `data` in three, or in two where a *prove* set is given; a large one gives a quarter to *select*.
 
-    Of a given *prove* set every example is kept; examples of `data` with the same inputs, or of the same group, are left out.
+    Of a given *prove* set every example is used; examples of `data` with the same inputs, or of the same group, are left out.
 
     Args:
         data: what the network may be changed with.
@@ -96,18 +100,22 @@ def split(
             notes.append(_left_out(len(data) - len(kept), data))
             data, digests = _take(data, kept), [digests[i] for i in kept]
     units = Units.of(digests, labels=data.view.labels, groups=data.groups, seed=seed)
-    _check_parts(units, 3 if given is None else 2)
+    spared = None if given is None else _spared(given)
+    _check_parts(units, 3 if given is None else 2 if spared is None else 1)
     _, wanted_select, wanted_prove = shares(len(data), max_drop=_drop(data, max_drop), confidence=confidence)
     proving, rest = units.fill(units.order, wanted_prove, leave=2) if given is None else ([], units.order)
-    selecting, training = units.fill(rest, wanted_select, leave=1)
+    selecting, training = units.fill(rest, wanted_select, leave=1) if spared is None else ([], rest)
     train = data.view.take(units.members(training))
+    select, prove = spared or (data.view.take(units.members(selecting)), data.view.take(units.members(proving)))
     cut = Cut(
         train=train,
         calibrate=train.take(slice(_CALIBRATE)),
-        select=data.view.take(units.members(selecting)),
-        prove=data.view.take(units.members(proving)) if given is None else given.view,
+        select=select,
+        prove=prove if given is None or spared else given.view,
         provenance="unknown" if given is None else "held out",
     )
+    if spared:
+        notes.append(f"{len(select):,} of the {len(given.view):,} examples of the prove set chose, the others proved")  # type: ignore[union-attr]
     notes += _notes(cut, data, _drop(data, max_drop), confidence)
     return replace(cut, notes=tuple(notes))
 
@@ -189,6 +197,15 @@ def reopen(run: Path) -> Views:
 def notes(run: Path) -> tuple[str, ...]:
     """The notes of the cut that `seal` wrote."""
     return tuple(_facts(run)["notes"])
+
+
+def _spared(given: Loaded) -> tuple[View, View] | None:
+    """What selects and what proves of a given *prove* set; None where it is too small to give any away."""
+    units = Units.of(content_digests(given.view.inputs), labels=given.view.labels, groups=given.groups, seed=0)
+    if len(units) < _SPARE:
+        return None
+    selecting, proving = units.fill(units.order, min(_SELECT, len(given) // 4), leave=2)
+    return given.view.take(units.members(selecting)), given.view.take(units.members(proving))
 
 
 def _check_parts(units: Units, wanted: int) -> None:

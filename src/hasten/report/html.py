@@ -44,6 +44,8 @@ def page(report: Report) -> str:
             ledger=tables.ledger(report),
             classes=tables.classes(report),
             certificates=tables.certificates(report),
+            offers=tables.offers(report),
+            findings=tables.findings(report),
             openings=tables.openings(report),
             trials=tables.trials(report),
             environment=tables.environment(report),

@@ -135,6 +135,26 @@ def ledger(report: Report) -> Table:
     return Table(name="What each step bought", headings=headings, lines=lines, figures=frozenset((1, 2, 3)), bar="time")
 
 
+def findings(report: Report) -> Table:
+    """What each method could do here, as first seen and as it came out."""
+    share = text.is_share(report.score_name)
+    lines = tuple(
+        Line(
+            cells=(
+                found.method,
+                text.ABSENT if found.forecast is None else text.ratio(found.forecast),
+                text.drop(found.score_drop, share=share),
+                text.ABSENT if found.gain is None else text.ratio(found.gain),
+                found.note,
+            ),
+            mark="chosen" if found.note == "in the result" else "",
+        )
+        for found in report.findings
+    )
+    headings = ("method", "alone", "costs", "in the end", "note")
+    return Table(name="What each method could do here", headings=headings, lines=lines, figures=frozenset((1, 2, 3)))
+
+
 def _length(share: float) -> Bar:
     return Bar(start=0, length=round(abs(share) * 100, 1), tone="good" if share >= 0 else "bad")
 
@@ -202,6 +222,28 @@ def _flips(lost: int | None, won: int | None) -> str:
 def _towards(upper: float, limit: float, scale: float, verdict: str) -> Bar:
     tone: Tone = "good" if verdict in ("equal", "kept") else "bad"
     return Bar(start=0, length=round(max(upper, 0) / scale * 100, 1), tone=tone, tick=round(limit / scale * 100, 1))
+
+
+def offers(report: Report) -> Table:
+    """The certified candidates that were timed in the end, where there is more than one to pick from."""
+    share, batch = text.is_share(report.score_name), facts.headline_batch(report)
+    lines = []
+    for offer in report.offers if len(report.offers) > 1 else ():
+        speed = facts.at_batch(offer.speedup, batch)
+        lines.append(
+            Line(
+                cells=(
+                    str(offer.trial),
+                    offer.words,
+                    text.ratio(speed.value) if speed else text.ABSENT,
+                    text.size(offer.size_bytes),
+                    text.drop(offer.score_drop.upper, share=share, at_most=True),
+                ),
+                mark="chosen" if report.chosen and report.chosen.trial == offer.trial else "",
+            )
+        )
+    headings = ("trial", "recipe", "speed-up", "size", "drop at most")
+    return Table(name="Certified, for --pick", headings=headings, lines=tuple(lines), figures=frozenset((0, 2, 3, 4)))
 
 
 def openings(report: Report) -> Table:

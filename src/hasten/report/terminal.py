@@ -27,7 +27,9 @@ def show(report: Report, console: Console) -> None:
     _asked(console, report)
     _table(console, _shortened(tables.trials(report)), without=(4,))
     _table(console, tables.ledger(report))
+    _table(console, tables.findings(report))
     _table(console, tables.classes(report))
+    _table(console, tables.offers(report))
     _table(console, tables.certificates(report), without=(5, 6) if console.width < 100 else ())
     if facts.reused(report):
         _table(console, tables.openings(report))

@@ -193,7 +193,9 @@ def caps(limit: Limit, batch: int) -> tuple[str, ...]:
         limit.latency_ms and f"latency at most {milliseconds(limit.latency_ms)} at batch {batch}",
         limit.size_bytes and f"size at most {size(limit.size_bytes)}",
         limit.peak_memory_bytes and f"peak memory at most {size(limit.peak_memory_bytes)}",
+        limit.energy_mj and f"energy at most {limit.energy_mj:.3g} mJ at batch {batch}",
         limit.min_speedup and f"at least {ratio(limit.min_speedup)} faster",
+        limit.examples_per_s and f"at least {limit.examples_per_s:,.0f} examples per second at batch {batch}",
     )
     return tuple(str(said) for said in words if said)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hasten.core.report import Latency, Measurement, Trial
 from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.core.store import Store
-from hasten.measure import timing
+from hasten.measure import energy, timing
 from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
 
@@ -61,6 +61,7 @@ class Bench:
         self.score = score
         self.settings = settings
         self.workshop = workshop
+        self.launch_s = 1.0  # of a contestant in a round of timing, as seen last
         self.baseline = self._recall()
 
     def package(self, number: int) -> Path:
@@ -111,7 +112,13 @@ class Bench:
                 self.baseline = baseline
             with self.workshop.quiet():
                 latency = timing.quick(runner, self.select.inputs, self.settings.batches)
-            return self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
+                energy_mj = self._energy(runner) if self.settings.counts_energy else None
+            found = self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
+            return replace(found, energy_mj=energy_mj)
+
+    def _energy(self, runner: Runner) -> float:
+        piece = tuple(a[: self.settings.batch] for a in self.select.inputs)
+        return energy.energy_mj(lambda calls: runner.time(piece, calls=calls))
 
     def _recall(self) -> Baseline | None:
         """The baseline that an earlier process of this run wrote down."""

@@ -14,7 +14,7 @@ from hasten.search.bench import Bench
 _README = """\
 # {words}
 
-This folder runs without hasten.
+This folder runs without hasten.{standing}
 
     from load import load
     run = load(".")          # or this folder's path
@@ -25,7 +25,10 @@ This folder runs without hasten.
 """
 
 
-def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact") -> None:
+_UNPROVED = " It is the best so far of a search that has not ended: NOT PROVED on untouched data."
+
+
+def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact", proved: bool = True) -> None:
     """Makes `run/name` from a trial's package; the folder that was there stays until the new one is whole.
 
     The network as given, unchanged in its own engine, is shipped as a `.pt2` program where torch can export it.
@@ -38,7 +41,7 @@ def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str
         recipe = Recipe.from_json(trial.recipe).to_json()
         (fresh / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
         packages = needs((fresh / "load.py").read_text())
-        (fresh / "README.md").write_text(_README.format(words=trial.words, needs=", ".join(packages)))
+        (fresh / "README.md").write_text(_README.format(words=trial.words, standing="" if proved else _UNPROVED, needs=", ".join(packages)))
 
 
 def add(place: Path, name: str, text: str) -> None:

@@ -6,6 +6,7 @@ Everything before the proof looks at *select* alone.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,96 +15,124 @@ import numpy as np
 from hasten.core.data import Sealed, View
 from hasten.core.errors import UsageError
 from hasten.core.network import Arrays
-from hasten.core.recipe import Recipe, describe
-from hasten.core.report import Certificate, Interval, Latency, LedgerLine, Limit, Trial
+from hasten.core.recipe import Recipe, Stage, Step, describe
+from hasten.core.report import Certificate, Interval, Latency, LedgerLine, Measurement, Trial
 from hasten.core.runner import Runner
 from hasten.measure import timing
 from hasten.search import ledger, prover
 from hasten.search.bench import SCORING_BATCH, Bench
+from hasten.search.catalogue import Settings
+from hasten.search.objective import Objective, timed
 
 Progress = Callable[[float, str], None]
-CONTENDERS = 6
+Heat = dict[int, Measurement]
+CONTENDERS, RISKY = 4, 2
 NO_GAIN = 1.01
+OFFERS = 4
 
 
-def contenders(trials: Sequence[Trial], limit: Limit, batch: int) -> list[Trial]:
-    """The fastest trials that no other beats in both speed and score, and whose drop on *select* is not beyond hope."""
-    ran = [t for t in trials if t.measurement and t.measurement.score_drop <= 1.5 * limit.max_drop + 1e-9]
-    ran.sort(key=lambda t: t.measurement.at(batch).p50_ms)  # type: ignore[union-attr]
-    front = [
-        t
-        for t in ran
-        if not any(_beats(other, t, batch) for other in ran)  # clearly: ranking times are off by several percent
-    ]
-    return front[:CONTENDERS]
+def contenders(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
+    """The trials of the lowest cost that no other beats in both cost and score.
+
+    Those that a proof is to be expected of, and a few that may surprise: their drop on *select* is not beyond hope.
+    """
+    objective = settings.objective
+    ran = [t for t in trials if t.measurement and t.measurement.score_drop <= 1.5 * settings.limit.max_drop + 1e-9]
+    ran.sort(key=lambda t: objective.cost(_measured(t)))
+    front = [t for t in ran if not any(_beats(other, t, objective) for other in ran)]  # clearly: ranking times are off by several percent
+    likely = [t for t in front if settings.promising(_measured(t))]
+    return [*likely[:CONTENDERS], *[t for t in front if t not in likely][:RISKY]]
 
 
-def _beats(one: Trial, other: Trial, batch: int) -> bool:
-    assert one.measurement
-    assert other.measurement
-    faster = one.measurement.at(batch).p50_ms * 1.15 < other.measurement.at(batch).p50_ms
-    return faster and one.measurement.score_drop <= other.measurement.score_drop
+def _beats(one: Trial, other: Trial, objective: Objective) -> bool:
+    better = objective.cost(_measured(one)) * 1.15 < objective.cost(_measured(other))
+    return better and _measured(one).score_drop <= _measured(other).score_drop
 
 
-def heat(bench: Bench, trials: Sequence[Trial], progress: Progress | None = None) -> dict[int, float]:
-    """Latency in milliseconds at the user's batch size, by trial number, of contenders timed side by side in one go."""
+def heat(bench: Bench, trials: Sequence[Trial], progress: Progress | None = None) -> Heat:
+    """Measurements by trial number, with the times of contenders timed side by side in one go."""
     ordered = sorted(trials, key=lambda t: t.number)
     name = f"heat {','.join(str(t.number) for t in ordered)}"
-    batch = bench.settings.batch
+    batches = bench.settings.objective.batches
 
-    def run() -> dict[str, float]:
-        timed = timing.race(
+    def run() -> dict[str, list[float]]:
+        start = time.monotonic()
+        found = timing.race(
             [bench.contestant(t) for t in ordered],
             bench.select.inputs,
-            [batch],
+            batches,
             protocol=timing.RANKING,
             progress=progress,
         )
-        medians = np.exp(np.log(timed.medians_ms[:, :, 0]).mean(axis=0))
-        return {str(t.number): float(ms) for t, ms in zip(ordered, medians, strict=True)}
+        bench.launch_s = (time.monotonic() - start) / (len(found.medians_ms) * len(ordered))
+        medians = np.exp(np.log(found.medians_ms).mean(axis=0))
+        return {str(t.number): [float(ms) for ms in row] for t, row in zip(ordered, medians, strict=True)}
 
-    return {int(number): ms for number, ms in bench.store.once(name, run).items()}
+    told = bench.store.once(name, run)
+    return {t.number: timed(_measured(t), dict(zip(batches, told[str(t.number)], strict=True))) for t in ordered}
 
 
 def ablate(bench: Bench, best: Trial, progress: Progress | None = None) -> tuple[Trial, list[LedgerLine]]:
     """Takes each step out of the best recipe in turn. A step that brings no measured gain is left out of the result.
 
+    A step that changes the structure takes the training behind it along, where nothing is left that lost anything: the training is
+    there to mend it.
+
     Returns:
         The recipe that is left, as a trial, and what each of its parts bought and cost.
     """
+    cost = bench.settings.objective.cost
     while True:
         recipe = Recipe.from_json(best.recipe)
-        without = {}
-        for at, step in enumerate(recipe.steps):
+        without: dict[Step, Trial] = {}
+        for step in recipe.steps:
             try:
-                shorter = Recipe((*recipe.steps[:at], *recipe.steps[at + 1 :]), recipe.engine)
+                shorter = Recipe(_without(recipe.steps, step), recipe.engine)
             except UsageError:
                 continue
             without[step] = bench.attempt(shorter, progress)
-        measured = {s: t for s, t in without.items() if t.measurement}
-        times = heat(bench, [best, *measured.values()], progress) if measured else {}
-        useless = [t for t in measured.values() if _no_worse(t, best, times)]
+        ran = {s: t for s, t in without.items() if t.measurement}
+        hot = heat(bench, [best, *{t.number: t for t in ran.values()}.values()], progress) if ran else {}
+        useless = [t for t in ran.values() if _no_worse(hot[t.number], hot[best.number], cost)]
         if not useless:
-            return best, [_line(describe(s), best, t, times) for s, t in measured.items()]
-        best = min(useless, key=lambda t: times[t.number])
+            lines = [_line(recipe.steps, s, hot[best.number], hot[t.number], bench.settings.objective.batches[0]) for s, t in ran.items()]
+            return best, lines + [_unknown(s, t) for s, t in without.items() if s not in ran]
+        best = min(useless, key=lambda t: cost(hot[t.number]))
 
 
-def _no_worse(shorter: Trial, best: Trial, times: dict[int, float]) -> bool:
-    assert shorter.measurement
-    assert best.measurement
-    slower = times[shorter.number] > NO_GAIN * times[best.number]
-    return not slower and shorter.measurement.score_drop <= best.measurement.score_drop
+def _without(steps: tuple[Step, ...], step: Step) -> tuple[Step, ...]:
+    left = tuple(s for s in steps if s is not step)
+    losing = [s for s in left if s.stage == Stage.STRUCTURE and not s.lossless]
+    mended = step.stage == Stage.STRUCTURE and not step.lossless and not losing
+    return tuple(s for s in left if not (mended and _mends(s))) if mended else left
 
 
-def _line(part: str, best: Trial, without: Trial, times: dict[int, float]) -> LedgerLine:
-    assert best.measurement
-    assert without.measurement
+def _mends(step: Step) -> bool:
+    return step.stage == Stage.TRAIN and step.aims == {"score"}
+
+
+def _no_worse(shorter: Measurement, best: Measurement, cost: Callable[[Measurement], float]) -> bool:
+    return cost(shorter) <= NO_GAIN * cost(best) and shorter.score_drop <= best.score_drop
+
+
+def _line(steps: tuple[Step, ...], step: Step, best: Measurement, without: Measurement, batch: int) -> LedgerLine:
+    along = len(steps) - len(_without(steps, step)) > 1
     return LedgerLine(
-        part=part,
-        latency_ms=times[without.number] - times[best.number],
-        size_bytes=without.measurement.size_bytes - best.measurement.size_bytes,
-        score_drop=best.measurement.score_drop - without.measurement.score_drop,
+        part=describe(step),
+        latency_ms=without.at(batch).p50_ms - best.at(batch).p50_ms,
+        size_bytes=without.size_bytes - best.size_bytes,
+        score_drop=best.score_drop - without.score_drop,
+        note="with the training behind it" if along else "",
     )
+
+
+def _unknown(step: Step, trial: Trial) -> LedgerLine:
+    return LedgerLine(part=describe(step), latency_ms=None, size_bytes=None, score_drop=None, note=f"without it: {trial.reason}")
+
+
+def _measured(trial: Trial) -> Measurement:
+    assert trial.measurement
+    return trial.measurement
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,35 +183,43 @@ def _outputs(bench: Bench, trial: Trial, view: View) -> Arrays:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalTiming:
-    """The full protocol among the network as given, the best plain engine, and the fastest certified candidate."""
+    """The full protocol among the network as given, the best plain engine, and the best certified candidates.
 
-    original: tuple[Latency, ...]
-    plain: tuple[Latency, ...]
-    best: tuple[Latency, ...]
-    over_original: tuple[Interval, ...]
-    over_plain: tuple[Interval, ...]
-    plain_over_original: tuple[Interval, ...]
-    memory: tuple[int, int, int]
+    By trial number: the distribution of the times, peak memory, and the speed-up over the network as given and over the plain engine.
+    """
+
+    latency: dict[int, tuple[Latency, ...]]
+    memory: dict[int, int]
+    over_original: dict[int, tuple[Interval, ...]]
+    over_plain: dict[int, tuple[Interval, ...]]
+
+    def measured(self, trial: Trial) -> Measurement:
+        """The trial's measurement with these figures in it."""
+        number = trial.number
+        return replace(_measured(trial), latency=self.latency[number], peak_memory_bytes=self.memory[number])
 
 
-def final_timing(bench: Bench, original: Trial, plain: Trial, best: Trial, progress: Progress | None = None) -> FinalTiming:
-    """Times the three in fresh launches; only these figures are quoted."""
-    unique = list({t.number: t for t in (original, plain, best)}.values())
+def final_timing(
+    bench: Bench, original: Trial, plain: Trial, offers: Sequence[Trial], left_s: float, progress: Progress | None = None
+) -> FinalTiming:
+    """Times them in fresh launches; only these figures are quoted. With little time left there are fewer rounds, at least 3."""
+    unique = list({t.number: t for t in (original, plain, *offers)}.values())
     place = {t.number: i for i, t in enumerate(unique)}
-    timed = timing.race([bench.contestant(t) for t in unique], bench.select.inputs, bench.settings.batches, progress=progress)
-    old, middle, new = (place[t.number] for t in (original, plain, best))
+    protocol = timing.FULL
+    if left_s < float("inf"):
+        round_s = bench.launch_s * len(unique)
+        fewest = int(np.clip(left_s / round_s, 3, protocol.fewest))
+        protocol = replace(protocol, fewest=fewest, longest_s=min(protocol.longest_s, max(left_s - round_s, 0.0)))
+    runners = [bench.contestant(t) for t in unique]
+    timed_ = timing.race(runners, bench.select.inputs, bench.settings.batches, protocol=protocol, progress=progress)
     return FinalTiming(
-        original=timed.latency(old),
-        plain=timed.latency(middle),
-        best=timed.latency(new),
-        over_original=_ratio(timed, old, new),
-        over_plain=_ratio(timed, middle, new),
-        plain_over_original=_ratio(timed, old, middle),
-        memory=(timed.peak_memory_bytes[old], timed.peak_memory_bytes[middle], timed.peak_memory_bytes[new]),
+        latency={number: timed_.latency(at) for number, at in place.items()},
+        memory={number: timed_.peak_memory_bytes[at] for number, at in place.items()},
+        over_original={number: _ratio(timed_, place[original.number], at) for number, at in place.items()},
+        over_plain={number: _ratio(timed_, place[plain.number], at) for number, at in place.items()},
     )
 
 
-def _ratio(timed: timing.Timing, old: int, new: int) -> tuple[Interval, ...]:
-    if old != new:
-        return timed.speedup(old, new)
-    return tuple(replace(i, value=1.0, low=1.0, high=1.0) for i in timed.speedup(0, 0)) if len(timed.medians_ms) else ()
+def _ratio(timed_: timing.Timing, old: int, new: int) -> tuple[Interval, ...]:
+    found = timed_.speedup(old, new)
+    return found if old != new else tuple(replace(i, value=1.0, low=1.0, high=1.0) for i in found)

@@ -15,10 +15,15 @@ from hasten.core import folder
 from hasten.core.report import Opening
 
 
-def ledger_file() -> Path:
-    """`$XDG_STATE_HOME/hasten/openings.jsonl`, by default under `~/.local/state`."""
+def state_folder() -> Path:
+    """`$XDG_STATE_HOME/hasten`, by default under `~/.local/state`: what outlives a run."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "hasten" / "openings.jsonl"
+    return Path(state) / "hasten"
+
+
+def ledger_file() -> Path:
+    """`openings.jsonl` there."""
+    return state_folder() / "openings.jsonl"
 
 
 def record(fingerprint: str, candidates: tuple[int, ...], *, run: str) -> Opening:

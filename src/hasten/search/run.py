@@ -12,19 +12,24 @@ from hasten.core import folder
 from hasten.core.data import Views
 from hasten.core.errors import ModelRefused
 from hasten.core.recipe import Loss, Recipe, Space, Step
-from hasten.core.report import Bound, Certificate, Chosen, LedgerLine, Report, Trial
+from hasten.core.report import Report, Trial
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine
-from hasten.search import export, finals, prover, summary
+from hasten.search import summary, warm
+from hasten.search.anytime import Best
 from hasten.search.bench import Bench
+from hasten.search.board import Dialogue
 from hasten.search.catalogue import Catalogue, Settings
+from hasten.search.clock import Clock
+from hasten.search.conclude import finish, take
 from hasten.search.crew import to_come
-from hasten.search.finals import FinalTiming, Proof
 from hasten.search.outpost import Hands
-from hasten.search.propose import Dialogue, propose
+from hasten.search.propose import propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
+
+_LEAST_S = 5.0  # that a trial which has begun may take, though the time for trials is over
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,18 +56,36 @@ def optimize(job: Job) -> Report:
     """
     if job.store.fact("final"):
         return summary.report(job.folder, job.store)
-    start = time.monotonic()
+    before_s = job.store.fact("seconds") or 0.0
+    clock = Clock(limit_s=job.settings.time_limit_s, elapsed_s=job.watch.elapsed_s, before_s=before_s)
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
     folder.sweep(job.folder)
     try:
         workshop.crew = job.hands.hire(job.folder, loss=job.loss, seed=job.settings.seed)
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
         job = _settle(job, bench)
-        _search(job, bench)
-        _finish(job, bench)
+        _search(job, bench, clock)
+        finish(job, bench, clock)
+        best = summary.report(job.folder, job.store).chosen
+        if best:
+            warm.remember(_kept_at(job), Recipe.from_json(best.recipe))
     finally:
         workshop.close()
-        job.store.remember("seconds", (job.store.fact("seconds") or 0.0) + time.monotonic() - start)
+        job.store.remember("seconds", before_s + job.watch.elapsed_s())
+    return summary.report(job.folder, job.store)
+
+
+def pick(job: Job, which: str) -> Report:
+    """Puts another certified candidate of a finished run into `artifact/`; measures nothing.
+
+    Raises:
+        UsageError: if there is no such candidate; see `Final.pick`.
+    """
+    final = summary.Final.from_json(job.store.fact("final"))
+    number = final.pick(which, job.store.fact("settings")["batch"])
+    with Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes()) as workshop:
+        take(job, Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop), number)
+    job.store.remember("picked", number)
     return summary.report(job.folder, job.store)
 
 
@@ -72,7 +95,8 @@ def _settle(job: Job, bench: Bench) -> Job:
     first = bench.attempt(Recipe((), job.catalogue.as_given), job.watch.progress)
     if not first.measurement:
         raise ModelRefused(f"the network does not run as given: {first.reason}")
-    settings = job.settings.settled(first.measurement.score)
+    proof_s = first.seconds * job.views.prove.size / len(job.views.select)
+    settings = job.settings.settled(first.measurement.score, proof_s)
     bench.settings = settings
     job.store.remember("settings", settings_json(settings))
     return replace(job, settings=settings)
@@ -82,33 +106,39 @@ def settings_json(settings: Settings) -> dict[str, Any]:
     """The settings as the report reads them."""
     return {
         "limit": settings.limit.to_json(),
+        "goals": list(settings.goals),
         "batch": settings.batch,
         "batches": list(settings.batches),
         "seed": settings.seed,
         "trials": settings.trials,
+        "time_limit_s": settings.time_limit_s,
+        "prove_examples": settings.prove_examples,
     }
 
 
-def _search(job: Job, bench: Bench) -> None:
+def _search(job: Job, bench: Bench, clock: Clock) -> None:
     watch, settings = job.watch, job.settings
     spaces = _survey(job, bench.workshop)
     guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
     watch.expected_trials = min(settings.trials or guess, guess)
+    reserve_s = (settings.time_limit_s or 0.0) - settings.search_s
+    best, crew, guesses = Best(job, bench), bench.workshop.crew, _guesses(job)
 
     def begin() -> Dialogue:
-        return propose(job.catalogue, spaces, settings)
+        return propose(job.catalogue, spaces, settings, guesses)
 
-    dialogue, crew = begin(), bench.workshop.crew
+    dialogue = begin()
     recipe: Recipe | None = next(dialogue)
     said: list[Trial] = []
-    while recipe is not None and (settings.trials is None or len(said) < settings.trials):
+    while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > reserve_s:
         began = time.monotonic()
+        bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - reserve_s))
         if crew:
             crew.follow(begin, said)
         trial = bench.attempt(recipe, watch.progress)
         said.append(trial)
         watch.coming = _coming(begin, said, settings, watch.coming)
-        watch.best = _best_words(said, settings)
+        best.see(trial)
         watch.ended(trial, time.monotonic() - began)
         try:
             recipe = dialogue.send(trial)
@@ -116,6 +146,19 @@ def _search(job: Job, bench: Bench) -> None:
             recipe = None
     if crew:
         crew.drop()
+
+
+def _guesses(job: Job) -> dict[type[Step], Step]:
+    """What came out best on such a network before, as it was known when this run began. With a number of trials the search is to be
+    the same wherever and whenever it runs, so it begins at the usual settings."""
+    if job.settings.trials is not None:
+        return {}
+    return warm.parts(job.store.once("guesses", lambda: warm.recall(_kept_at(job))))
+
+
+def _kept_at(job: Job) -> Path:
+    architecture = (job.store.fact("task") or {}).get("architecture")
+    return warm.place([architecture, machine.cpu()[0], list(job.settings.goals), job.settings.batch])
 
 
 def _survey(job: Job, workshop: Workshop) -> dict[type[Step], Space]:
@@ -134,131 +177,3 @@ def _coming(begin: Callable[[], Dialogue], said: Sequence[Trial], settings: Sett
         return last - 1
     found = to_come(begin, said)
     return found if settings.trials is None else min(found, settings.trials - len(said))
-
-
-def _best_words(said: Sequence[Trial], settings: Settings) -> str | None:
-    limit, batch = settings.limit, settings.batch
-    within = [t for t in said if t.measurement and t.measurement.score_drop <= limit.max_drop]
-    if not within:
-        return None
-    best = min(within, key=lambda t: t.measurement.at(batch).p50_ms)  # type: ignore[union-attr]
-    first = said[0].measurement
-    assert best.measurement
-    assert first
-    speed = first.at(batch).p50_ms / best.measurement.at(batch).p50_ms
-    return f"{speed:.1f}× {best.words} (not proved yet)"
-
-
-def _finish(job: Job, bench: Bench) -> None:
-    watch, settings = job.watch, job.settings
-    trials = job.store.trials()
-    original = trials[0]
-    plain = plain_best(trials, settings.batch)
-    export.package(job.folder, bench, plain, original)  # from here on there is a valid artifact
-    watch.stage("heat", "timing the contenders side by side")
-    rivals = finals.contenders(trials, settings.limit, settings.batch)
-    times = finals.heat(bench, _unique([*rivals, plain]), watch.progress)
-    plain = min((t for t in _unique([*rivals, plain]) if is_plain(t)), key=lambda t: times[t.number])
-    watch.stage("ablation", "taking each step out in turn")
-    lines, leader = _ablation(job, bench, rivals, times)
-    rivals = _unique([leader, *rivals, plain])
-    times = finals.heat(bench, rivals, watch.progress)
-    points = [(t.number, t.measurement.score_drop, times[t.number]) for t in rivals if t.measurement]
-    frozen = job.store.once("frozen", lambda: prover.freeze(points, limit=settings.limit))
-    job.store.remember("ledger", [line.to_json() for line in lines])
-    watch.stage("proof", "opening the proof data, once")
-    by_number = {t.number: t for t in job.store.trials()}
-    proof = finals.prove(bench, job.views.prove, original, plain, [by_number[n] for n in frozen], watch.progress)
-    job.store.remember("certificates", [c.to_json() for c in proof.certificates])
-    _conclude(job, bench, original, plain, proof, times)
-
-
-def _ablation(job: Job, bench: Bench, rivals: Sequence[Trial], times: dict[int, float]) -> tuple[list[LedgerLine], Trial]:
-    within = [t for t in rivals if t.measurement and t.measurement.score_drop <= job.settings.limit.max_drop]
-    fastest = min(within or rivals, key=lambda t: times[t.number])
-    leader, lines = finals.ablate(bench, fastest, job.watch.progress)
-    return lines, leader
-
-
-def _conclude(job: Job, bench: Bench, original: Trial, plain: Trial, proof: Proof, times: dict[int, float]) -> None:
-    """Times the fastest certified candidate against the baselines, falls back where nothing is gained, and exports."""
-    watch, limit, batch = job.watch, job.settings.limit, job.settings.batch
-    by_number = {t.number: t for t in job.store.trials()}
-    certified = [by_number[c.trial] for c in proof.certificates if passes(c, limit.accept)]
-    small = [t for t in certified if not summary.missed_size(t, limit)]
-    ranked = sorted(small, key=lambda t: times.get(t.number, float("inf")))
-    best = ranked[0] if ranked else plain
-    watch.stage("timing", "timing the result in fresh launches")
-    timed = finals.final_timing(bench, original, plain, best, watch.progress)
-    best, timed = fall_back(original, plain, best, timed, allowed=[t.number for t in small], batch=batch)
-    missed = [*summary.missed_size(best, limit), *summary.missed_speed(timed, limit, batch)]
-    chosen = _chosen(bench, best, timed, proof)
-    final = summary.Final(
-        baselines=summary.baselines(bench, original, plain, timed, proof),
-        chosen=None if missed else chosen,
-        closest_miss=summary.miss_words(by_number, chosen, missed, limit) if missed else None,
-        verdict=next(c.verdict for c in proof.certificates if c.trial == best.number),
-        classes=summary.class_changes(bench.score, proof, best.number, job.store.fact("task") or {}),
-    )
-    export.package(job.folder, bench, best, original, name="best-so-far" if missed else "artifact")
-    job.store.remember("final", final.to_json())
-
-
-def fall_back(
-    original: Trial, plain: Trial, best: Trial, timed: FinalTiming, *, allowed: Sequence[int], batch: int
-) -> tuple[Trial, FinalTiming]:
-    """What is returned after the final timing: `best`, or the plain engine, or the network as given, with its figures.
-
-    A lossy result must be shown faster than the plain engine (the low end of the interval above 1). Equal outputs risk nothing,
-    so the estimate decides between the plain engine and the network as given. `allowed`: numbers that are within the caps.
-    """
-    if best.number != plain.number and not _at(timed.over_plain, batch).faster and plain.number in allowed:
-        best, timed = plain, summary.with_best(timed, plain=True)
-    helped = plain.number == original.number or _at(timed.plain_over_original, batch).value > 1
-    if best.number == plain.number and not helped and original.number in allowed:
-        best, timed = original, summary.with_best(timed, plain=False)
-    return best, timed
-
-
-def _chosen(bench: Bench, best: Trial, timed: FinalTiming, proof: Proof) -> Chosen:
-    assert best.measurement
-    certificate = next(c for c in proof.certificates if c.trial == best.number)
-    facts = bench.facts(best.number)
-    return Chosen(
-        trial=best.number,
-        recipe=best.recipe,
-        words=best.words,
-        speedup=timed.over_original,
-        speedup_over_best_plain=timed.over_plain,
-        score=bench.score.value(proof.outputs[best.number], proof.target),
-        score_drop=certificate.bound or Bound(value=0.0, upper=0.0, n=len(proof.view), method="equal outputs"),
-        size_bytes=best.measurement.size_bytes,
-        peak_memory_bytes=timed.memory[2],
-        parameters=facts["parameters"],
-        macs=facts["macs"],
-        latency_ms=timed.best,
-    )
-
-
-def is_plain(trial: Trial) -> bool:
-    """Whether a trial is the unchanged network in a lossless engine."""
-    recipe = Recipe.from_json(trial.recipe)
-    return trial.measurement is not None and not recipe.steps and recipe.lossless
-
-
-def plain_best(trials: Sequence[Trial], batch: int) -> Trial:
-    """The fastest plain engine of the unchanged network, by ranking time."""
-    return min((t for t in trials if is_plain(t)), key=lambda t: t.measurement.at(batch).p50_ms)  # type: ignore[union-attr]
-
-
-def passes(certificate: Certificate, accept: str) -> bool:
-    """Whether a candidate may be the result."""
-    return certificate.verdict in ("equal", "kept") or (accept == "point" and certificate.verdict == "not shown")
-
-
-def _unique(trials: Sequence[Trial]) -> list[Trial]:
-    return list({t.number: t for t in trials}.values())
-
-
-def _at(intervals: Sequence[Any], batch: int) -> Any:
-    return next(i for i in intervals if i.batch == batch)

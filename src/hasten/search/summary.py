@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.errors import UsageError
 from hasten.core.report import (
     Baseline,
     Certificate,
@@ -16,6 +17,7 @@ from hasten.core.report import (
     ClassChange,
     LedgerLine,
     Limit,
+    Measurement,
     ParetoPoint,
     Report,
     Trial,
@@ -25,6 +27,8 @@ from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine
 from hasten.search.bench import Bench
+from hasten.search.catalogue import Settings
+from hasten.search.diagnosis import diagnose
 from hasten.search.finals import FinalTiming, Proof
 
 AS_GIVEN = "as given"
@@ -32,35 +36,72 @@ BEST_PLAIN = "best plain engine"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offer:
+    """One certified candidate with its final figures."""
+
+    chosen: Chosen
+    verdict: Verdict
+    classes: tuple[ClassChange, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Final:
-    """What the end of a run adds to its store."""
+    """What the end of a run adds to its store.
+
+    Args:
+        baselines: the network as given and the best plain engine.
+        offers: the certified candidates that meet the caps; where none does, all of them. The result first, the others by cost.
+        taken: number of the offer's trial that is the result; None where a cap is missed.
+        closest_miss: in words.
+    """
 
     baselines: dict[str, Baseline]
-    chosen: Chosen | None
-    closest_miss: str | None
-    verdict: Verdict
-    classes: tuple[ClassChange, ...]
+    offers: tuple[Offer, ...]
+    taken: int | None
+    closest_miss: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             "baselines": {name: b.to_json() for name, b in self.baselines.items()},
-            "chosen": self.chosen.to_json() if self.chosen else None,
+            "offers": [[o.chosen.to_json(), o.verdict, [c.to_json() for c in o.classes]] for o in self.offers],
+            "taken": self.taken,
             "closest_miss": self.closest_miss,
-            "verdict": self.verdict,
-            "classes": [c.to_json() for c in self.classes],
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Final:
         """What `to_json` wrote."""
-        return cls(
-            baselines={name: Baseline.from_json(b) for name, b in record["baselines"].items()},
-            chosen=Chosen.from_json(record["chosen"]) if record["chosen"] else None,
-            closest_miss=record["closest_miss"],
-            verdict=record["verdict"],
-            classes=tuple(ClassChange.from_json(c) for c in record["classes"]),
+        offers = tuple(
+            Offer(chosen=Chosen.from_json(chosen), verdict=verdict, classes=tuple(ClassChange.from_json(c) for c in classes))
+            for chosen, verdict, classes in record["offers"]
         )
+        baselines = {name: Baseline.from_json(b) for name, b in record["baselines"].items()}
+        return cls(baselines=baselines, offers=offers, taken=record["taken"], closest_miss=record["closest_miss"])
+
+    def offer(self, number: int | None) -> Offer | None:
+        """The offer of a trial, if there is one."""
+        return next((o for o in self.offers if o.chosen.trial == number), None)
+
+    def pick(self, which: str, batch: int) -> int:
+        """The trial number of an offer: "fastest", "smallest", "balanced" (the least latency · size), or a number.
+
+        Raises:
+            UsageError: on another word, and on a number that is not certified.
+        """
+        if self.taken is None:
+            raise UsageError(f"there is nothing to pick: {self.closest_miss}")
+
+        def cost(chosen: Chosen) -> float:
+            ms = next(entry.p50_ms for entry in chosen.latency_ms if entry.batch == batch)
+            return {"fastest": ms, "smallest": float(chosen.size_bytes)}.get(which, ms * chosen.size_bytes)
+
+        if which in ("fastest", "smallest", "balanced"):
+            return min((o.chosen for o in self.offers), key=cost).trial
+        known = [o.chosen.trial for o in self.offers]
+        if which.isdigit() and int(which) in known:
+            return int(which)
+        raise UsageError(f"pick must be fastest, smallest, balanced or one of the certified trials {known}, got {which!r}")
 
 
 def report(run: Path, store: Store, *, state: Literal["finished", "running", "interrupted"] | None = None) -> Report:
@@ -74,28 +115,40 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
     task = store.fact("task") or {}
     settings = store.fact("settings") or {"limit": Limit().to_json(), "batch": 1, "batches": [1], "seed": 0}
     final = Final.from_json(record) if (record := store.fact("final")) else None
+    picked = store.fact("picked")
+    taken = final.offer(final.taken if picked is None else picked) if final and final.taken is not None else None
     trials = tuple(store.trials())
     batch = settings["batch"]
+    asked = Settings(
+        limit=Limit.from_json(settings["limit"]),
+        goals=tuple(settings.get("goals", ("latency",))),
+        batch=batch,
+        batches=tuple(settings["batches"]),
+        prove_examples=settings.get("prove_examples"),
+    )
     return Report(
         state="finished" if final else state or "interrupted",
-        verdict=final.verdict if final and final.chosen else None,
+        verdict=taken.verdict if taken else None,
         sentence="",
-        limit=Limit.from_json(settings["limit"]),
+        limit=asked.limit,
         score_name=task.get("score_name", "score"),
         provenance=task.get("provenance", "unknown"),
         examples=task.get("examples", {}),
         baselines=final.baselines if final else _ranking_baseline(trials),
-        chosen=final.chosen if final else None,
+        chosen=taken.chosen if taken else None,
         closest_miss=final.closest_miss if final else None,
         certificates=tuple(Certificate.from_json(c) for c in store.fact("certificates") or ()),
         pareto=pareto(trials, batch),
         ledger=tuple(LedgerLine.from_json(line) for line in store.fact("ledger") or ()),
-        classes=final.classes if final else (),
+        findings=diagnose(store.fact("survey") or {}, trials, asked, taken.chosen.recipe if taken else None),
+        classes=taken.classes if taken else (),
         openings=store.openings(),
         trials=trials,
         notes=tuple(task.get("notes", ())),
         batch=batch,
-        batches=tuple(settings["batches"]),
+        batches=asked.batches,
+        objective=asked.goals,
+        offers=tuple(o.chosen for o in final.offers) if taken and final else (),
         artifact=_artifact(run),
         command=task.get("command", ""),
         seed=settings["seed"],
@@ -124,63 +177,46 @@ def pareto(trials: Sequence[Trial], batch: int) -> tuple[ParetoPoint, ...]:
 
 def baselines(bench: Bench, original: Trial, plain: Trial, timed: FinalTiming, proof: Proof) -> dict[str, Baseline]:
     """The two that every speed-up is held against, with their final figures."""
-    both = [(AS_GIVEN, original, timed.original, 0), (BEST_PLAIN, plain, timed.plain, 1)]
-    return {name: _baseline(bench, trial, latency, timed.memory[at], proof) for name, trial, latency, at in both}
+    return {name: _baseline(bench, trial, timed, proof) for name, trial in ((AS_GIVEN, original), (BEST_PLAIN, plain))}
 
 
-def _baseline(bench: Bench, trial: Trial, latency: Any, memory: int, proof: Proof) -> Baseline:
+def _baseline(bench: Bench, trial: Trial, timed: FinalTiming, proof: Proof) -> Baseline:
     assert trial.measurement
     return Baseline(
         trial=trial.number,
         words=trial.words,
         score=bench.score.value(proof.outputs.get(trial.number, proof.original), proof.target),
         size_bytes=trial.measurement.size_bytes,
-        peak_memory_bytes=memory,
+        peak_memory_bytes=timed.memory[trial.number],
         parameters=trial.measurement.parameters,
         macs=trial.measurement.macs,
-        latency_ms=latency,
+        latency_ms=timed.latency[trial.number],
     )
 
 
-def with_best(timed: FinalTiming, *, plain: bool) -> FinalTiming:
-    """The same timing with one of the baselines as the result."""
-    if plain:
-        one = tuple(replace(i, value=1.0, low=1.0, high=1.0) for i in timed.over_plain)
-        memory = (timed.memory[0], timed.memory[1], timed.memory[1])
-        return replace(timed, best=timed.plain, over_original=timed.plain_over_original, over_plain=one, memory=memory)
-    one = tuple(replace(i, value=1.0, low=1.0, high=1.0) for i in timed.over_original)
-    inverse = tuple(replace(i, value=1 / i.value, low=1 / i.high, high=1 / i.low) for i in timed.plain_over_original)
-    memory = (timed.memory[0], timed.memory[1], timed.memory[0])
-    return replace(timed, best=timed.original, over_original=one, over_plain=inverse, memory=memory)
+def missed(measured: Measurement, speedup: float, limit: Limit, batch: int) -> list[str]:
+    """Which caps a result misses, in words.
+
+    Args:
+        measured: with its final times and memory.
+        speedup: over the network as given.
+    """
+    ms, memory = measured.at(batch).p50_ms, measured.peak_memory_bytes
+    energy, rate = measured.energy_mj, 1e3 * batch / ms
+    found = [
+        (limit.size_bytes, measured.size_bytes, 1, f"{measured.size_bytes:,} bytes on disk, cap {limit.size_bytes or 0:,}"),
+        (limit.peak_memory_bytes, memory, 1, f"{memory:,} bytes of memory, cap {limit.peak_memory_bytes or 0:,}"),
+        (limit.latency_ms, ms, 1, f"{ms:.3g} ms, cap {limit.latency_ms or 0:g} ms"),
+        (limit.energy_mj, energy, 1, f"{energy or 0:.3g} mJ, cap {limit.energy_mj or 0:g} mJ"),
+        (limit.min_speedup, speedup, -1, f"{speedup:.2f}× faster, minimum {limit.min_speedup or 0:g}×"),
+        (limit.examples_per_s, rate, -1, f"{rate:,.0f} examples per second, minimum {limit.examples_per_s or 0:,.0f}"),
+    ]
+    return [words for cap, value, sign, words in found if cap is not None and (value is None or sign * value > sign * cap)]
 
 
-def missed_size(trial: Trial, limit: Limit) -> list[str]:
-    """Which caps on size and memory a trial misses, in words."""
-    measured = trial.measurement
-    assert measured
-    found = []
-    if limit.size_bytes is not None and measured.size_bytes > limit.size_bytes:
-        found.append(f"{measured.size_bytes:,} bytes on disk, cap {limit.size_bytes:,}")
-    if limit.peak_memory_bytes is not None and measured.peak_memory_bytes > limit.peak_memory_bytes:
-        found.append(f"{measured.peak_memory_bytes:,} bytes of memory, cap {limit.peak_memory_bytes:,}")
-    return found
-
-
-def missed_speed(timed: FinalTiming, limit: Limit, batch: int) -> list[str]:
-    """Which caps on speed the final timing misses, in words."""
-    latency = next(entry.p50_ms for entry in timed.best if entry.batch == batch)
-    speedup = next(i.value for i in timed.over_original if i.batch == batch)
-    found = []
-    if limit.latency_ms is not None and latency > limit.latency_ms:
-        found.append(f"{latency:.3g} ms, cap {limit.latency_ms:g} ms")
-    if limit.min_speedup is not None and speedup < limit.min_speedup:
-        found.append(f"{speedup:.2f}× faster, minimum {limit.min_speedup:g}×")
-    return found
-
-
-def miss_words(trials: Mapping[int, Trial], best: Chosen, missed: Sequence[str], limit: Limit) -> str:
+def miss_words(trials: Mapping[int, Trial], best: Chosen, caps: Sequence[str], limit: Limit) -> str:
     """The closest miss in one line: the certified candidate that came nearest, and the smallest where size is the trouble."""
-    words = f"{best.words} has {', '.join(missed)}"
+    words = f"{best.words} has {', '.join(caps)}"
     if limit.size_bytes is None:
         return words
     small = min((t for t in trials.values() if t.measurement), key=lambda t: t.measurement.size_bytes)  # type: ignore[union-attr]

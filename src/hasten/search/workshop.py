@@ -104,6 +104,12 @@ class Workshop:
         """Writes the original as `model.pt2` with its `load.py`; False where it is a graph or torch cannot export it."""
         return bool(self._call("ship", None, into=str(into)))
 
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the child, and the helpers."""
         if self.crew:

@@ -108,7 +108,7 @@ class PruneStructure:
     def space(cls, network: Network) -> Space:
         """Ratios and scopes. Raises Unsupported where nothing can shrink."""
         chosen(analyse(network), only=(), keep=())
-        return {"ratio": (0.5, 0.25, 0.75), "scope": ("layer", "global", "sensitivity")}
+        return {"ratio": (0.5, 0.25, 0.75, 0.875), "scope": ("layer", "global", "sensitivity")}
 
     def _gone(self, structure: Structure, families: list[Family], context: Context, ratio: float, start: dict[str, int]) -> Ids:
         """The units that leave, when `ratio` of those at the start shall be gone."""

@@ -1,0 +1,149 @@
+"""What lies on disk while a search runs, what Ctrl-C gives, what can be picked afterwards, and the time that the end may take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import madeup
+from hasten import verbs
+from hasten.core import folder
+from hasten.core.errors import Interrupted, UsageError
+from hasten.core.report import Limit, Report
+from hasten.core.store import Store
+from hasten.measure import timing
+from hasten.search import anytime, export, finals
+from hasten.search.catalogue import Settings
+from hasten.search.clock import Clock
+from sample_reports import trial
+
+
+class Facts(dict[str, Any]):
+    """A store of facts alone."""
+
+    fact = dict.get
+    remember = dict.__setitem__
+
+    def trials(self) -> list[Any]:
+        return TRIALS
+
+
+def lossless(number: int, engine: str, ms: float) -> Any:
+    made = trial(number, engine, p50=ms)
+    return replace(made, recipe={"steps": [], "engine": {"name": f"hasten.engines.{engine}"}})
+
+
+def int8(number: int, ms: float, drop: float) -> Any:
+    made = trial(number, "OnnxRuntime", p50=ms, drop=drop)
+    return replace(made, recipe={"steps": [{"name": "hasten.compress.QuantizeStatic"}], "engine": {"name": "hasten.engines.OnnxRuntime"}})
+
+
+TRIALS = [
+    lossless(0, "Eager", 9.0),
+    int8(1, 5.0, 0.0),
+    lossless(2, "OnnxRuntime", 4.0),
+    int8(3, 3.0, 0.5),
+    int8(4, 2.0, 0.001),
+    int8(5, 1.99, 0.001),
+    lossless(6, "OpenVINO", 6.0),
+    int8(7, 1.0, 0.002),
+]  # fmt: skip
+
+
+def test_what_is_on_disk_is_there_from_the_first_trial_and_only_gets_better(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put: list[tuple[str, int, bool]] = []
+    monkeypatch.setattr(export, "package", lambda *a, name, proved: put.append((name, a[2].number, proved)))
+    bench, facts = SimpleNamespace(settings=Settings(limit=Limit(), batches=(1,))), Facts()
+    job: Any = SimpleNamespace(store=facts, folder=tmp_path, watch=SimpleNamespace(best=None))
+    best = anytime.Best(job, bench)  # type: ignore[arg-type]
+    for one in TRIALS:
+        best.see(one)
+    safe, lossy = ("artifact", True), ("best-so-far", False)
+    assert [((name, proved), n) for name, n, proved in put] == [(safe, 0), (lossy, 1), (safe, 2), (lossy, 4), (lossy, 7)]
+    assert job.watch.best == "9.0× OnnxRuntime (not proved yet)"
+    put.clear()
+    again = anytime.Best(job, bench)  # type: ignore[arg-type]  # after a kill the same trials pass by again
+    for one in TRIALS:
+        again.see(one)
+    assert not put
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    run = tmp_path_factory.mktemp("anytime") / "run"
+    madeup.prepare(run, select=2_000, prove=3_000)
+    return run, madeup.search(run)
+
+
+def again(run: Path, pick: str) -> Report:
+    store = Store(run / verbs.STORE)
+    try:
+        with madeup.stand_ins(store):
+            return verbs._told(run, madeup.job(run, store, madeup.SETTINGS), pick)
+    finally:
+        store.close()
+
+
+def test_picking_costs_nothing_and_changes_the_artifact(finished: tuple[Path, Report]) -> None:
+    run, report = finished
+    assert len(report.offers) >= 3
+    assert report.chosen == report.offers[0]
+    other = report.offers[1]
+    picked = again(run, str(other.trial))
+    assert picked.chosen == other
+    assert picked.trials == report.trials
+    assert len(picked.openings) == 1
+    assert json.loads((run / "artifact" / "recipe.json").read_text())["steps"] == other.recipe["steps"]
+    assert folder.intact(run / "artifact")
+    assert again(run, "fastest").chosen == report.chosen
+    with pytest.raises(UsageError, match="pick must be fastest, smallest, balanced or one of the certified trials"):
+        again(run, "999")
+
+
+def test_nothing_unproved_is_left_behind(finished: tuple[Path, Report]) -> None:
+    assert not (finished[0] / "best-so-far").exists()
+    assert (finished[0] / "artifact" / "README.md").read_text().count("NOT PROVED") == 0
+
+
+def test_ctrl_c_gives_the_report_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "_job", interrupted)
+    with pytest.raises(Interrupted) as why:
+        verbs.optimize(torch.nn.Linear(2, 2), np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), run=tmp_path / "run")
+    assert why.value.report.state == "interrupted"  # type: ignore[attr-defined]
+    assert "the same command goes on" in why.value.report.sentence  # type: ignore[attr-defined]
+
+
+def test_the_clock_counts_what_killed_processes_took() -> None:
+    assert Clock(limit_s=100, elapsed_s=lambda: 30, before_s=50).left_s() == 20
+    assert Clock(limit_s=None, elapsed_s=lambda: 30).left_s() == float("inf")
+
+
+@pytest.mark.parametrize(("left_s", "fewest", "longest_s"), [(float("inf"), 8, 90.0), (60.0, 8, 57.0), (15.0, 5, 12.0), (1.0, 3, 0.0)])
+def test_the_final_timing_fits_into_what_is_left(monkeypatch: pytest.MonkeyPatch, left_s: float, fewest: int, longest_s: float) -> None:
+    asked: list[timing.Protocol] = []
+
+    def race(contestants: Any, *_: Any, protocol: timing.Protocol, **__: Any) -> timing.Timing:
+        asked.append(protocol)
+        times = np.ones((2, len(contestants), 1))
+        calls = {(i, 0): np.ones(2) for i in range(len(contestants))}
+        return timing.Timing(
+            batches=(1,), medians_ms=times, calls_ms=calls, first_call_ms=times[0], peak_memory_bytes=(1,) * len(contestants)
+        )
+
+    monkeypatch.setattr(timing, "race", race)
+    bench: Any = SimpleNamespace(
+        launch_s=1.0, contestant=lambda t: t, select=SimpleNamespace(inputs=()), settings=Settings(limit=Limit(), batches=(1,))
+    )
+    found = finals.final_timing(bench, TRIALS[0], TRIALS[2], [TRIALS[4], TRIALS[2]], left_s)
+    assert (asked[0].fewest, asked[0].longest_s) == (fewest, longest_s)
+    assert set(found.latency) == {0, 2, 4}
