@@ -176,14 +176,14 @@ def test_a_beginning_that_another_process_makes_is_waited_for(tmp_path: Path) ->
     import subprocess
     import sys
 
-    from hasten.search.workshop import _alone
+    from hasten.search.workshop import alone
 
-    script = "import sys; from pathlib import Path; from hasten.search.workshop import _alone\nwith _alone(Path(sys.argv[1]), 'ab' * 16): print('in')"
-    with _alone(tmp_path, "ab" * 16):
+    script = "import sys; from pathlib import Path; from hasten.search.workshop import alone\nwith alone(Path(sys.argv[1]), 'ab' * 16): print('in')"
+    with alone(tmp_path, "ab" * 16):
         other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(3)
-        with _alone(tmp_path, "cd" * 16):
+        with alone(tmp_path, "cd" * 16):
             pass
     assert other.communicate(timeout=120)[0] == b"in\n"
 

@@ -42,6 +42,7 @@ class Cluster:
         self._ours = not ray.is_initialized()
         if not self._ours:
             return  # the caller's own connection
+        _refuse_silence(address)
         try:
             ray.init(address=address, namespace="hasten", log_to_driver=False, logging_level="ERROR")
         except Exception as why:  # whatever a socket, gRPC or Ray itself says
@@ -183,6 +184,17 @@ class _Actor:
 
         self._child.close()
         shutil.rmtree(self._place, ignore_errors=True)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises UsageError where nobody listens: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as why:
+        raise UsageError(f"no Ray cluster answers at {address!r}: {why.strerror or why}") from None
 
 
 def _versions() -> dict[str, str]:
