@@ -156,8 +156,8 @@ class _Actor:
 
     def __init__(self, threads: int, memory_bytes: int | None) -> None:
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        self._fresh = lambda: Child(memory_bytes=memory_bytes, environment=environment)
-        self._child = self._fresh()
+        self._settings: dict[str, Any] = {"memory_bytes": memory_bytes, "environment": environment}
+        self._child = Child(**self._settings)
         self._place = tempfile.mkdtemp(prefix="hasten-")
 
     def facts(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class _Actor:
         except HastenError as why:
             if isinstance(why, ChildFailed):  # it may be gone
                 self._child.close()
-                self._child = self._fresh()
+                self._child = Child(**self._settings)
             return {"error": [type(why).__name__, str(why)]}, ()
         return {"value": reply.value}, reply.arrays
 
