@@ -17,6 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _NET, _PORT = "10.77.0", 6399
+_PATIENCE = {  # a busy machine takes its time over Ray's many processes
+    "RAY_agent_register_timeout_ms": "900000",
+    "RAY_raylet_start_wait_time_s": "900",
+    "RAY_health_check_timeout_ms": "60000",
+}
 _RAY = Path(sys.executable).with_name("ray")
 
 
@@ -65,7 +70,7 @@ def cluster(count: int) -> Iterator[Nodes]:
 
 def _start(before: list[str], words: list[str]) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
-    environment = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0", **_PATIENCE}
     return subprocess.Popen(
         [*before, str(_RAY), "start", "--block", "--object-store-memory=100000000", *words],
         stdout=subprocess.DEVNULL,
@@ -106,7 +111,7 @@ def _bridge() -> Iterator[None]:
         _ip("link", "set", "hasten0", "up")
         yield
     finally:
-        _ip("link", "del", "hasten0")
+        subprocess.run(["ip", "link", "del", "hasten0"], check=False, capture_output=True)
 
 
 @contextlib.contextmanager
@@ -124,7 +129,7 @@ def _namespace(at: int) -> Iterator[list[str]]:
         _ip("-n", name, "link", "set", "lo", "up")
         yield ["ip", "netns", "exec", name]
     finally:
-        _ip("netns", "del", name)
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def _ip(*words: str) -> None:

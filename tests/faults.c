@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -86,6 +87,18 @@ size_t fwrite(const void *data, size_t size, size_t n, FILE *file) {
     return some < 0 ? 0 : real(data, size, some / size, file);
 }
 
+#define SEND(name, offset_type) \
+    ssize_t name(int to, int from, offset_type *at, size_t n) { \
+        REAL(name); \
+        if (!fd_below(to) || !n) return real(to, from, at, n); \
+        struct stat source; \
+        if (!fstat(from, &source) && !source.st_size) return real(to, from, at, n); \
+        ssize_t some = fits(n < (size_t)source.st_size ? n : (size_t)source.st_size); \
+        return some < 0 ? -1 : real(to, from, at, some); \
+    }
+SEND(sendfile, off_t)
+SEND(sendfile64, off64_t)
+
 #define OPEN(name, folder_declared, folder, home) \
     int name(folder_declared const char *path, int flags, ...) { \
         REAL(name); \
@@ -109,6 +122,7 @@ CHANGE(fdatasync, (int fd), (fd), fd_below(fd))
 CHANGE(ftruncate, (int fd, off_t n), (fd, n), fd_below(fd))
 CHANGE(ftruncate64, (int fd, off64_t n), (fd, n), fd_below(fd))
 CHANGE(rename, (const char *a, const char *b), (a, b), below(b))
+CHANGE(renameat2, (int c, const char *a, int d, const char *b, unsigned flags), (c, a, d, b, flags), path_below(d, b))
 CHANGE(unlink, (const char *a), (a), below(a))
 CHANGE(unlinkat, (int dir, const char *a, int flags), (dir, a, flags), path_below(dir, a))
 CHANGE(rmdir, (const char *a), (a), below(a))

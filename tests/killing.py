@@ -24,6 +24,7 @@ from typing import Any
 import faults
 import madeup
 from hasten import verbs
+from hasten.core import folder
 from hasten.core.errors import HastenError
 from hasten.core.store import Store
 
@@ -42,7 +43,8 @@ class Campaign:
         self.count = 0
         self.wrong: list[str] = []
         self.seen = 0
-        self.search(self.folder(), faults.COUNT)  # imports what is imported late
+        self.shown: set[str] = set()
+        assert _searched(self.folder()) == 0  # in this process: its forks need not import what is imported late
         whole = self.folder()
         start = time.monotonic()
         assert self.search(whole, faults.COUNT) == 0
@@ -70,10 +72,17 @@ class Campaign:
         self.faults.disarm()
         return code
 
-    def check(self, place: Path, before: dict[int, Any], what: str) -> dict[int, Any]:
-        """The ended trials after an interruption; those of before must be there as they were."""
+    def check(self, place: Path, before: dict[int, Any], what: str, *, line: str = "") -> dict[int, Any]:
+        """The ended trials after an interruption; those of before must be there as they were.
+
+        So must a whole artifact, if there was one at an earlier moment of the same `line` of searches (of this place, if not named).
+        """
         now = ended(place / "run")
         self.seen += len(now)
+        line, whole = line or str(place), folder.intact(place / "run" / "artifact")
+        if line in self.shown and not whole:
+            self.wrong.append(f"{what}: the artifact is gone")
+        self.shown |= {line} if whole else set()
         self.wrong += [f"{what}: trial {n} was lost or changed" for n, trial in before.items() if now.get(n) != trial]
         return now
 
@@ -91,6 +100,7 @@ class Campaign:
         if left := [str(p.relative_to(place)) for p in place.rglob("*.part")]:
             self.wrong.append(f"{what}: left {left}")
         shutil.rmtree(place)
+        print(what, "; ".join(self.wrong) or "nothing wrong so far", file=sys.stderr)
 
     def kill_at_random(self, kills: int, seed: int) -> int:
         """Kills searches at random moments until `kills` have hit; how many searches it took."""
@@ -113,7 +123,7 @@ class Campaign:
             code = self.search(place, faults.KILL, at)
             if code != -signal.SIGKILL:
                 self.wrong.append(f"write {at}: ended with code {code} before it came")
-            self.finish(place, self.check(place, {}, f"write {at}"), f"killed at write {at}")
+            self.finish(place, self.check(place, {}, f"write {at}", line="writes"), f"killed at write {at}")
         return len(spots)
 
     def fill(self, times: int, seed: int) -> int:
@@ -125,7 +135,7 @@ class Campaign:
             code = self.search(place, faults.FULL, at)
             if code != NO_SPACE:
                 self.wrong.append(f"disk full at byte {at}: ended with code {code}")
-            self.finish(place, self.check(place, {}, f"byte {at}"), f"disk full at byte {at}")
+            self.finish(place, self.check(place, {}, f"byte {at}", line="bytes"), f"disk full at byte {at}")
         return times
 
 

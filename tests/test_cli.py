@@ -144,7 +144,9 @@ def test_optimize_prints_json_and_report_reads_it_back(
     assert chosen <= found["chosen"].keys()
     assert {"batch", "value", "low", "high"} <= found["chosen"]["speedup"][0].keys()
     assert {"value", "upper"} <= found["chosen"]["score_drop"].keys()
-    assert "search" in err  # progress goes to standard error, in plain lines
+    events = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert {"load", "search", "proof", "timing"} <= {event["stage"] for event in events}
+    assert [event["trial"]["number"] for event in events if event["trial"]][:2] == [0, 1]
     again, out, _ = call(capsys, "report", run, "--json", "--html", tmp_path / "page.html")
     assert again == 0
     assert json.loads(out)["chosen"] == found["chosen"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,9 +154,11 @@ def test_a_held_folder_is_refused_before_anything_is_read(tmp_path: Path) -> Non
     assert not (tmp_path / "nothing").exists()
 
 
-def test_numpy_says_in_its_own_words_that_the_disk_is_full(tmp_path: Path) -> None:
+def test_numpy_and_shutil_say_in_their_own_words_that_the_disk_is_full(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the disk is full"), folder.new_folder(tmp_path / "a"):
         raise OSError("1000 requested and 12 written")
+    with pytest.raises(StorageError, match="the disk is full"), folder.new_folder(tmp_path / "a"):
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
     with pytest.raises(OSError, match="other"), folder.new_folder(tmp_path / "a"):
         raise OSError("other")
 
@@ -173,14 +176,14 @@ def test_a_beginning_that_another_process_makes_is_waited_for(tmp_path: Path) ->
     import subprocess
     import sys
 
-    from hasten.search.workshop import _alone
+    from hasten.search.workshop import alone
 
-    script = "import sys; from pathlib import Path; from hasten.search.workshop import _alone\nwith _alone(Path(sys.argv[1]), 'ab' * 16): print('in')"
-    with _alone(tmp_path, "ab" * 16):
+    script = "import sys; from pathlib import Path; from hasten.search.workshop import alone\nwith alone(Path(sys.argv[1]), 'ab' * 16): print('in')"
+    with alone(tmp_path, "ab" * 16):
         other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(3)
-        with _alone(tmp_path, "cd" * 16):
+        with alone(tmp_path, "cd" * 16):
             pass
     assert other.communicate(timeout=120)[0] == b"in\n"
 

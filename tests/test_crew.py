@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import madeup
 from hasten.core.errors import BackendMissing, ChildFailed, HastenError, Unsupported, UsageError, WorkerLost
 from hasten.core.recipe import Recipe
 from hasten.search.crew import Crew, foresee
-from hasten.search.outpost import Hands
+from hasten.search.outpost import Hands, Outpost
 from hasten.search.propose import propose
 from methods import Mend, Quick, Quicker, Round, Shrink
 from test_propose import CATALOGUE, SETTINGS, SPACES, _trial, usual
@@ -197,6 +198,49 @@ def test_a_search_comes_out_the_same_however_many_help(tmp_path: Path, workers: 
         built = {name for name in found[count]["folders"] if name.startswith("cache/")}
         found[count]["folders"] = {name: told for name, told in found[count]["folders"].items() if name not in built}
     assert found[1] == found[workers]
+
+
+class Elsewhere(madeup._Inside):
+    """A child of another machine: it sees a folder of its own alone, and the machine goes away at its third building."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.calls = str(place), 0
+
+    def call(self, function: str, /, *arrays: Any, **values: Any) -> Any:
+        self.calls += function.endswith("_build")
+        if self.calls == 3:
+            raise WorkerLost("the node went away")
+        assert "run" not in values or values["run"] == self.place
+        return super().call(function, *arrays, **values)
+
+
+class Away(Hands):
+    """Two outposts; every start is a new machine."""
+
+    def hire(self, run: Path, *, loss: Any, seed: int) -> Crew:
+        self_made = itertools.count()
+
+        def start() -> Any:
+            return Elsewhere(run.parent / f"machine{next(self_made)}")
+
+        return Crew([Outpost(run, start, loss=loss, seed=seed) for _ in range(2)])
+
+
+def test_a_search_comes_out_the_same_where_machines_help_and_go_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name, hands in (("here", Hands()), ("away", Away())):
+        run = tmp_path / name / "run"
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))
+        madeup.prepare(run)
+        madeup.search(run, hands=hands)
+        found[name] = madeup.remembered(run)
+        entries = {k: v for k, v in found[name]["folders"].items() if k.startswith("cache/")}
+        found[name]["folders"] = {k: v for k, v in found[name]["folders"].items() if k not in entries}
+        found[name]["cache"] = {k: v for k, v in entries.items() if name == "here" or k in found["here"]["cache"]}
+    assert found["here"] == found["away"]  # the weights as well; away, wrong guesses lie in the cache besides
+    machines = sorted((tmp_path / "away").glob("machine*"))
+    assert len(machines) >= 3
+    assert not (machines[0] / "views" / "select").exists()
 
 
 def test_waiting_has_a_deadline(crew_of: Any) -> None:

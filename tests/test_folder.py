@@ -52,6 +52,17 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert folder.size_bytes(place) == 1
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_older_folder_is_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: bool) -> None:
+    if not atomic:
+        monkeypatch.setattr(folder, "_exchange", lambda *_: False)
+    for text in ("old", "new"):
+        with folder.new_folder(tmp_path / "made") as fresh:
+            (fresh / text).write_text(text)
+    assert folder.intact(tmp_path / "made")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["made", "manifest.json", "new"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "remove", "manifest"])
 def test_damage_is_seen(tmp_path: Path, damage: str) -> None:
     place = tmp_path / "made"

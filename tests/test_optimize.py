@@ -395,9 +395,12 @@ def test_no_finished_trial_is_lost_to_kill_9(inputs: tuple[Path, Path, Path], tm
     assert not list(run.rglob("*.part"))
 
 
-def test_the_same_seed_gives_the_same_scores(finished: tuple[Path, Report], inputs: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """Timings differ from run to run and may change what is tried; recipes that both runs tried score the same."""
-    again = verbs.optimize(*inputs, max_drop=0.05, run=tmp_path / "run", options=FEW)
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.long(share=1))])
+def test_the_same_seed_gives_the_same_scores(
+    finished: tuple[Path, Report], inputs: tuple[Path, Path, Path], tmp_path: Path, workers: int | None
+) -> None:
+    """Timings differ from run to run and may change what is tried; recipes that both runs tried score the same, whoever built them."""
+    again = verbs.optimize(*inputs, max_drop=0.05, run=tmp_path / "run", options=Options(trials=8, workers=workers))
     scores = {json.dumps(t.recipe): t.measurement.score for t in finished[1].trials if t.measurement}
     common = [t for t in again.trials if t.measurement and json.dumps(t.recipe) in scores]
     assert len(common) >= 3

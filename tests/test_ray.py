@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import madeup
 from cluster import Nodes, cluster
-from hasten.core.errors import BackendMissing, UsageError
+from hasten.core.errors import UsageError
 from hasten.search.outpost import Hands, Outpost
 
 pytest.importorskip("ray")
@@ -32,6 +31,7 @@ def test_a_search_on_other_machines_that_loses_one(tmp_path: Path, monkeypatch: 
         built.append(self)
 
     monkeypatch.setattr(Outpost, "build", watched)
+    monkeypatch.setattr("hasten.distributed.ray._ANSWER_S", 900.0)
     with cluster(2) as nodes:
         losing = threading.Thread(target=_lose_while_building, args=(nodes, began))
         losing.start()
@@ -47,7 +47,5 @@ def test_a_search_on_other_machines_that_loses_one(tmp_path: Path, monkeypatch: 
 
 
 def test_no_cluster() -> None:
-    start = time.monotonic()
-    with pytest.raises((UsageError, BackendMissing), match=r"no Ray cluster answers at '127\.0\.0\.1:1'"):
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at '127\.0\.0\.1:1': Connection refused"):
         Hands(ray="127.0.0.1:1").hire(Path(), loss="classes", seed=0)
-    assert time.monotonic() - start < 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -85,13 +86,22 @@ def storage(where: Path) -> Iterator[None]:
             errno.EACCES: "no permission",
             errno.EROFS: "the disk is read-only",
         }
-        cause = "the disk is full" if _SHORT.search(str(why)) else told.get(why.errno or 0, why.strerror or str(why))
+        cause = told.get(_code(why), why.strerror or str(why))
         raise StorageError(f"cannot write in {where}: {cause}; what was finished before is safe there") from why
 
 
 def at_its_end(why: OSError) -> bool:
     """Whether an error says that the disk takes no more, so that it is no fault of who was writing."""
-    return why.errno in _AT_ITS_END or bool(_SHORT.search(str(why)))
+    return _code(why) in _AT_ITS_END
+
+
+def _code(why: OSError) -> int:
+    """The system's number of an error; found in its words where NumPy and shutil give no number."""
+    if why.errno is not None:
+        return why.errno
+    if _SHORT.search(str(why)):
+        return errno.ENOSPC
+    return next((code for code in _AT_ITS_END if os.strerror(code) in str(why)), 0)
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -127,9 +137,9 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise
         with storage(path.parent):
             _seal(temporary)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            if not (path.exists() and _exchange(temporary, path)):
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(temporary, path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -155,6 +165,13 @@ def intact(folder: Path) -> bool:
 def size_bytes(folder: Path) -> int:
     """Bytes of all files in the folder but the manifest."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one go, so that at no moment there is none; False where the system has no such call."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _seal(folder: Path) -> None:

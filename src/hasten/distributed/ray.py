@@ -42,6 +42,7 @@ class Cluster:
         self._ours = not ray.is_initialized()
         if not self._ours:
             return  # the caller's own connection
+        _refuse_silence(address)
         try:
             ray.init(address=address, namespace="hasten", log_to_driver=False, logging_level="ERROR")
         except Exception as why:  # whatever a socket, gRPC or Ray itself says
@@ -154,13 +155,10 @@ class _Actor:
     """Runs on a node."""
 
     def __init__(self, threads: int, memory_bytes: int | None) -> None:
-        self._environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        self._memory_bytes = memory_bytes
-        self._child = self._fresh()
+        environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self._settings: dict[str, Any] = {"memory_bytes": memory_bytes, "environment": environment}
+        self._child = Child(**self._settings)
         self._place = tempfile.mkdtemp(prefix="hasten-")
-
-    def _fresh(self) -> Child:
-        return Child(memory_bytes=self._memory_bytes, environment=self._environment)
 
     def facts(self) -> dict[str, Any]:
         return {"place": self._place, "host": socket.gethostname(), "versions": _versions()}
@@ -171,7 +169,7 @@ class _Actor:
         except HastenError as why:
             if isinstance(why, ChildFailed):  # it may be gone
                 self._child.close()
-                self._child = self._fresh()
+                self._child = Child(**self._settings)
             return {"error": [type(why).__name__, str(why)]}, ()
         return {"value": reply.value}, reply.arrays
 
@@ -186,6 +184,17 @@ class _Actor:
 
         self._child.close()
         shutil.rmtree(self._place, ignore_errors=True)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises UsageError where nobody listens: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as why:
+        raise UsageError(f"no Ray cluster answers at {address!r}: {why.strerror or why}") from None
 
 
 def _versions() -> dict[str, str]:

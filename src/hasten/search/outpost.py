@@ -17,12 +17,13 @@ from hasten.core.recipe import Loss, Recipe
 from hasten.distributed import parcels
 from hasten.measure import machine
 from hasten.search.crew import Crew, Progress
-from hasten.search.workshop import ORIGINAL, Workshop, actions, key
+from hasten.search.workshop import ORIGINAL, Workshop, actions, alone, key
 
 if TYPE_CHECKING:
     from hasten.distributed.ray import Cluster, RemoteChild
 
 _LEAST_BYTES = 8 << 30  # of address space: torch maps much that it never touches
+_FETCHING = threading.Lock()
 _SENT = (str(ORIGINAL), "views/train", "views/calibrate")
 
 
@@ -157,5 +158,7 @@ class Outpost:
     def _fetch(self, child: RemoteChild, name: str) -> None:
         """The entry, unless it is an older one there that a longer beginning made needless."""
         parcel = child.call("hasten.distributed.parcels:read", place=f"{child.place}/cache/{name}", deadline_s=600)
-        if parcel.value:
-            parcels.write(*parcel.arrays, place=str(self._run / "cache" / name), names=parcel.value)
+        place = self._run / "cache" / name
+        with _FETCHING, alone(place.parent, name):
+            if parcel.value and not folder.intact(place):
+                parcels.write(*parcel.arrays, place=str(place), names=parcel.value)

@@ -258,7 +258,7 @@ def _advance(network: Network, plan: Sequence[Action], length: int, run: Path, c
 
     action = plan[length - 1]
     name = key(plan[:length], context.profile)
-    with _alone(run / "cache", name):
+    with alone(run / "cache", name):
         if folder.intact(run / "cache" / name):
             return saved.load(run / "cache" / name / "network")
         made = lower.lower(network) if isinstance(action, str) else action.apply(network, context)
@@ -268,8 +268,11 @@ def _advance(network: Network, plan: Sequence[Action], length: int, run: Path, c
 
 
 @contextlib.contextmanager
-def _alone(cache: Path, name: str) -> Iterator[None]:
-    """No other process is in here for the same entry: each has a byte of its own in one file, locked while this process lives."""
+def alone(cache: Path, name: str) -> Iterator[None]:
+    """No other process is in here for the same entry: each has a byte of its own in one file, locked while this process lives.
+
+    Threads of one process share its locks; they must take turns themselves.
+    """
     with folder.storage(cache):
         cache.mkdir(parents=True, exist_ok=True)
         file = open(cache / "lock", "ab")  # noqa: SIM115 - closed below; a step's own errors are not the disk's
