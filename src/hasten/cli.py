@@ -219,15 +219,55 @@ def benchmark(
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
-    """Say what this machine is and what is missing."""
-    from hasten import racing
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Real inputs; random ones without.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Rows of a call.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="Of one operator; 0 for all cores.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show the layers, where the time of a call goes, and what is likely to make it shorter."""
+    from hasten import inspecting
 
-    found = racing.doctor()
+    with _progress() as watcher:
+        found = inspecting.inspect(model, data, batch=batch, threads=threads, watcher=watcher)
+    if html:
+        inspecting.write_page(found, html)
     if json_:
         print(json.dumps(found, indent=1))
     else:
-        racing.show_doctor(found, _console())
+        inspecting.show(found, _console())
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A finished run folder, or a .pt2 or .onnx file.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, pt2, aotinductor, tflite, executorch, safetensors.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default export/FORMAT in the run.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Inputs to check a model file on; random ones without.")] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Of the outputs, as a share of the largest.")] = 1e-3,
+    json_: Json = False,
+) -> None:
+    """Write a result in another format, checked in that format's own runtime; what differs goes to rejected/."""
+    from hasten import exporting
+
+    with _progress() as watcher:
+        found = exporting.export(source, to, out=out, data=data, tolerance=tolerance, watcher=watcher)
+    print(json.dumps(found.to_json(), indent=1) if json_ else found)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Say what this machine is and what is missing."""
+    from hasten import doctor as checkup
+
+    found = checkup.doctor()
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        checkup.show(found, _console())
 
 
 @app.command()

@@ -6,14 +6,16 @@ The value is filled by `hasten.engines.profiling.layer_times`; a search steers b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 Bound = Literal["compute", "memory"]
-_BEST_OF = 7
+_PATIENCE_S = 0.25
+_FEWEST = 7
 _STREAM = 1 << 24  # bytes that one reading passes over, so that the call itself costs nothing beside it
 
 
@@ -41,7 +43,7 @@ class Ceiling:
         """
         compute = macs / (self.integer_macs_per_s if integers else self.float_macs_per_s) * 1e3
         memory = moved_bytes / self.bytes_per_s * 1e3
-        return (compute, "compute") if compute >= memory else (memory, "memory")
+        return (compute, "compute") if compute > memory else (memory, "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes:
-    """The time of one call of a network, layer by layer, in the order in which the engine runs them.
+    """The time of one call of a network, layer by layer, in the order of its graph.
 
     Args:
         engine: the engine's words; `threads`, `batch`: what was measured.
@@ -119,9 +121,10 @@ class LayerTimes:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LayerTimes:
         """The value that `to_json` wrote."""
-        layers = tuple(
-            Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "roofline"}) for row in record["layers"]
-        )
+        rows: list[dict[str, Any]] = [
+            {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name != "roofline"} for row in record["layers"]
+        ]
+        layers = tuple(Layer(**row) for row in rows)
         return cls(**{**record, "ceiling": Ceiling(**record["ceiling"]), "layers": layers})
 
 
@@ -154,13 +157,12 @@ def bytes_per_s(size_bytes: int) -> float:
     return max(read, 8 * len(block) / best_s(lambda: block.mul_(1.0)))
 
 
-def best_s(work: Any) -> float:
-    """The shortest of several runs, in seconds: a ceiling is what the machine can do, not what it does while others work."""
-    import time
-
+def best_s(work: Callable[[], object]) -> float:
+    """The shortest of many runs, in seconds: a ceiling is what the machine can do, not what it does while others work."""
     work()
-    times = []
-    for _ in range(_BEST_OF):
+    times: list[int] = []
+    end = time.perf_counter_ns() + int(_PATIENCE_S * 1e9)
+    while len(times) < _FEWEST or time.perf_counter_ns() < end:
         start = time.perf_counter_ns()
         work()
         times.append(time.perf_counter_ns() - start)

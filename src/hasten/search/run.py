@@ -218,9 +218,10 @@ def _chosen(bench: Bench, best: Trial, timed: FinalTiming, proof: Proof) -> Chos
 
 
 def is_plain(trial: Trial) -> bool:
-    """Whether a trial is the unchanged network in a lossless engine."""
+    """Whether a trial is the unchanged network in a lossless engine whose answers bear that out."""
     recipe = Recipe.from_json(trial.recipe)
-    return trial.measurement is not None and not recipe.steps and recipe.lossless
+    ran = trial.measurement is not None and trial.measurement.max_difference <= prover.EQUAL_TOLERANCE
+    return ran and not recipe.steps and recipe.lossless
 
 
 def plain_best(trials: Sequence[Trial], batch: int) -> Trial:
