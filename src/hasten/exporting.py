@@ -247,7 +247,8 @@ def _of_run(run: Path, to: str, engine: Engine, work: Path) -> _Packed:
             steps = tuple(s for s in steps if s.takes == "module")
             notes = [f"left for later, since PyTorch weights cannot hold it: {describe(s)}" for s in recipe.steps[len(steps) :]]
         takes: Kind = "graph" if any(s.takes == "graph" for s in steps) else engine.takes
-        facts = shop.make(Recipe(steps, _Carrier(engine=engine, made_for=recipe.engine, takes=takes)), work / "new")
+        carrier = _Carrier(engine=engine, made_for=recipe.engine, takes=takes)
+        facts = shop.make(Recipe(steps, carrier), work / "new")  # type: ignore[arg-type]  # what it takes is told by the instance
         reference = artifact
         if len(steps) < len(recipe.steps):
             reference = work / "reference"
@@ -290,7 +291,7 @@ def _proved(told: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_model(model: Path, to: str, data: str | Path | None, work: Path) -> _Packed:
-    asked = {"model": str(model), "data": None if data is None else str(data), "to": to, "into": str(work / "new")}
+    asked: dict[str, Any] = {"model": str(model), "data": None if data is None else str(data), "to": to, "into": str(work / "new")}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         reply = child.call("hasten.exporting:_pack_model", **asked, deadline_s=_OPENING_S)
     value, count = reply.value, reply.value["inputs"]

@@ -41,7 +41,7 @@ def inspect(
     for path in (p for p in (model, data) if p is not None and not Path(p).exists()):
         raise UsageError(f"no such file: {path}")
     Watch(watcher=watcher).stage("inspect", "opening the network and timing its layers")
-    asked = {"model": str(model), "data": None if data is None else str(data), "batch": batch, "threads": threads}
+    asked: dict[str, Any] = {"model": str(model), "data": None if data is None else str(data), "batch": batch, "threads": threads}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         found: Mapping[str, Any] = child.call("hasten.inspecting:_look", **asked, deadline_s=_LONGEST_S).value
     return {"model": str(model), **found, "environment": machine.environment()}

@@ -265,7 +265,7 @@ def _moved(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], sizes: dict[str,
     names = {id(n) for n in nodes}
     outside = {i for n in graph.node if id(n) not in names for i in n.input} | {o.name for o in graph.output}
     weights = {t.name for t in graph.initializer}
-    tables = {n.input[0]: sizes[n.output[0]][1] for n in nodes if n.op_type == "Gather" and n.input[0] in weights}
+    tables = {n.input[0]: sizes.get(n.output[0], ((), 0))[1] for n in nodes if n.op_type == "Gather" and n.input[0] in weights}
     crossing = {i for n in nodes for i in n.input if i and i not in inside} | (inside & outside)
     return sum(tables.get(name, sizes.get(name, ((), 0))[1]) for name in crossing)
 
