@@ -108,3 +108,27 @@ class Quicker(Quick):
 class Crashing(Quick):
     def pack(self, network: Network, folder: Path) -> None:
         (folder / "load.py").write_text("import os\n\ndef load(folder):\n    os.abort()\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hanging(Quick):
+    """Answers nothing within any deadline."""
+
+    def pack(self, network: Network, folder: Path) -> None:
+        (folder / "load.py").write_text("import time\n\ndef load(folder):\n    time.sleep(3600)\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guessing(Quick):
+    """The fastest engine there is: its answers have the right shape and nothing else."""
+
+    def pack(self, network: Network, folder: Path) -> None:
+        (folder / "load.py").write_text("import numpy\n\ndef load(folder):\n    return lambda x: (numpy.ones((len(x), 10), 'f'),)\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(Quick):
+    """Gives too few numbers."""
+
+    def pack(self, network: Network, folder: Path) -> None:
+        (folder / "load.py").write_text("import numpy\n\ndef load(folder):\n    return lambda x: (numpy.ones((len(x), 9), 'f'),)\n")

@@ -179,6 +179,36 @@ def test_doctor_tasks_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.strip() == "0.1.0"
 
 
+def test_inspect_and_export_refuse_words_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = call(capsys, "inspect", tmp_path / "nowhere.onnx")
+    assert (code, out) == (2, "")
+    assert "no such file" in err
+    code, _, err = call(capsys, "export", tmp_path, "--to", "gif")
+    assert code == 2
+    assert "--to must be one of onnx" in err
+
+
+def test_a_rejected_export_leaves_with_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten import exporting
+
+    facts = {
+        "reference": "it",
+        "difference": 0.2,
+        "tolerance": 0.001,
+        "agreement": None,
+        "examples": 16,
+        "inputs": "random",
+        "metadata": {},
+    }
+    found = exporting.Exported(to="onnx", runtime="OnnxRuntime", place="rejected/x", accepted=False, reason="too far", **facts)  # type: ignore[arg-type]
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: found)
+    code, out, _ = call(capsys, "export", "x.onnx", "--to", "onnx")
+    assert code == 3
+    assert out.splitlines() == [found.sentence, "rejected/x"]
+    code, out, _ = call(capsys, "export", "x.onnx", "--to", "onnx", "--json")
+    assert json.loads(out)["difference"] == 0.2
+
+
 def test_ctrl_c_leaves_with_130_and_the_folder_goes_on(inputs: Inputs, tmp_path: Path) -> None:
     import signal
     import time

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from hasten.core.errors import ChildFailed
 from hasten.core.folder import size_bytes
 from hasten.core.network import Network
 from hasten.core.runner import Runner
-from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
+from hasten.engines import AotInductor, Eager, ExecuTorch, LiteRT, OnnxRuntime, OpenVINO, Program, TorchCompile
 from hasten.measure import machine
 from networks import lowered, network
 
-EVERY = (Eager, TorchCompile, OnnxRuntime, OpenVINO)
+EVERY = (AotInductor, Eager, ExecuTorch, LiteRT, OnnxRuntime, OpenVINO, Program, TorchCompile)
+FP32_ONLY = (ExecuTorch, LiteRT, OnnxRuntime, Program)
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -26,7 +29,7 @@ def test_settings_are_checked(kind: type) -> None:
         kind(speed=2)
 
 
-@pytest.mark.parametrize("kind", [Eager, TorchCompile, OpenVINO])
+@pytest.mark.parametrize("kind", [AotInductor, Eager, TorchCompile, OpenVINO])
 def test_an_unknown_precision_is_refused(kind: type) -> None:
     with pytest.raises(ValueError, match="'fp32' or 'bf16', got 'fp64'"):
         kind(precision="fp64")
@@ -41,9 +44,9 @@ def test_space_holds_what_this_machine_can(kind: type, monkeypatch: pytest.Monke
     monkeypatch.setattr(machine, "cores", lambda: 1)
     assert kind().space()["threads"] == (0,)
     monkeypatch.setattr(machine, "has_bf16", lambda: True)
-    assert kind is OnnxRuntime or kind().space()["precision"] == ("fp32", "bf16")
+    assert kind in FP32_ONLY or kind().space()["precision"] == ("fp32", "bf16")
     monkeypatch.setattr(machine, "has_bf16", lambda: False)
-    assert kind is OnnxRuntime or kind().space()["precision"] == ("fp32",)
+    assert kind in FP32_ONLY or kind().space()["precision"] == ("fp32",)
 
 
 def test_bf16_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +149,73 @@ def product(weight: np.ndarray) -> Network:  # type: ignore[type-arg]
     graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return Network(kind="graph", body=model, example=(np.ones((2, weight.shape[0]), np.float32),))
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (OnnxRuntime(provider="cuda"), r"has no CUDAExecutionProvider, only .*CPUExecutionProvider.*pip install onnxruntime-gpu"),
+        (OnnxRuntime(provider="tensorrt"), "no TensorrtExecutionProvider"),
+        (OnnxRuntime(provider="coreml"), "no CoreMLExecutionProvider"),
+        (OnnxRuntime(provider="qnn"), "pip install onnxruntime-qnn"),
+        (OpenVINO(device="GPU"), "finds no GPU on this machine, only CPU; is its driver there"),
+        (OpenVINO(device="NPU", shapes="static"), "finds no NPU"),
+    ],
+    ids=str,
+)
+def test_a_device_that_is_not_here_says_why(engine: OnnxRuntime | OpenVINO, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.engines import onnxruntime, openvino
+
+    monkeypatch.setattr(onnxruntime, "_here", lambda: ("AzureExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(openvino, "_here", lambda: ("CPU",))
+    assert re.search(message, engine.available() or "")
+    assert OnnxRuntime().space()["provider"] == ("cpu",)
+    assert OpenVINO().space()["device"] == ("CPU",)
+
+
+def test_devices_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.engines import onnxruntime, openvino
+
+    monkeypatch.setattr(onnxruntime, "_here", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(openvino, "_here", lambda: ("CPU", "GPU", "NPU"))
+    assert OnnxRuntime(provider="cuda").available() is None
+    assert OnnxRuntime().space()["provider"] == ("cpu", "cuda")
+    assert OpenVINO().space()["device"] == ("CPU", "GPU")
+    assert OpenVINO(shapes="static").space()["device"] == ("CPU", "GPU", "NPU")
+    assert not OpenVINO(device="NPU", shapes="static").lossless
+    assert not OnnxRuntime(provider="qnn").lossless
+
+
+def test_devices_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"provider must be one of cpu, cuda.*, got 'tpu'"):
+        OnnxRuntime(provider="tpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device must be one of CPU, GPU, NPU, got 'TPU'"):
+        OpenVINO(device="TPU")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the NPU takes static shapes only"):
+        OpenVINO(device="NPU")
+    with pytest.raises(ValueError, match="'inside' or 'safetensors', got 'outside'"):
+        Program(weights="outside")  # type: ignore[arg-type]
+
+
+def test_a_provider_is_asked_for_by_name_and_never_replaced_in_silence(tmp_path: Path) -> None:
+    OnnxRuntime(provider="tensorrt").pack(lowered("mlp"), tmp_path)
+    text = (tmp_path / "load.py").read_text()
+    assert '["TensorrtExecutionProvider", ("CUDAExecutionProvider", {"use_tf32": 0}), "CPUExecutionProvider"]' in text
+    assert len([line for line in text.splitlines() if line.strip()]) <= 10
+    with pytest.raises(ChildFailed, match="ONNX Runtime cannot use its TensorrtExecutionProvider here"):
+        Runner(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [
+        (OpenVINO(threads=3), '{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 3, "INFERENCE_PRECISION_HINT": "f32"}'),
+        (OpenVINO(device="GPU", precision="bf16"), '{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f16"}'),
+        (OpenVINO(device="NPU", shapes="static"), '{"PERFORMANCE_HINT": "LATENCY"}'),
+    ],
+    ids=str,
+)
+def test_each_device_is_told_what_it_knows(engine: OpenVINO, settings: str) -> None:
+    assert f"settings = {settings}" in engine._loader()
+    assert f'"{engine.device}", settings' in engine._loader()
+    compile(engine._loader(), "load.py", "exec")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sqlite3
@@ -328,16 +329,24 @@ def test_a_network_that_fails_is_refused(tmp_path: Path) -> None:
         hasten.optimize(Broken(), problems.data().train, run=tmp_path / "run")
 
 
-def test_a_crashing_engine_costs_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from methods import Crashing
+@pytest.mark.long
+def test_an_engine_that_crashes_hangs_or_differs_costs_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.search import bench
+    from methods import Crashing, Guessing, Hanging, Short
 
-    monkeypatch.setattr(presets, "default", only(Eager(), Crashing(), OnnxRuntime(threads=1)))
+    monkeypatch.setattr(bench, "DEADLINE_S", 20.0)
+    monkeypatch.setattr(presets, "default", only(Eager(), Crashing(), Hanging(), Short(), Guessing(), OnnxRuntime(threads=1)))
     data = problems.data()
     report = hasten.optimize(problems.trained(), data.train, data.held_out, run=tmp_path / "run")
-    failed = [t for t in report.trials if t.state == "failed"]
-    assert len(failed) == 1
-    assert "SIGABRT" in (failed[0].reason or "")
+    ended = {t.words.partition("(")[0]: t for t in report.trials if not t.recipe["steps"]}
+    for engine, reason in {"Crashing": "SIGABRT", "Hanging": "no answer within 20 s", "Short": r"\(.*, 10\).*\(.*, 9\)"}.items():
+        assert ended[engine].state == "failed"
+        assert re.search(reason, ended[engine].reason or "")
+    assert ended["Guessing"].measurement
+    assert ended["Guessing"].measurement.score_drop > 0.5
     assert report.exit_code == 0
+    assert report.chosen
+    assert "Guessing" not in report.chosen.words
 
 
 def test_a_full_disk_stops_with_its_own_error_and_the_run_goes_on_later(

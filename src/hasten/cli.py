@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from hasten.core.errors import HastenError, Interrupted, UsageError
+from hasten.words import Drop, Json, Model, Pins, Run, Seed, Weights, rate_of, source_of
 
 if TYPE_CHECKING:
     from hasten.core.report import Report
@@ -24,15 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, progress as JSON lines on standard error.")]
-Model = Annotated[
-    str, typer.Argument(help=".pt2, .onnx, TorchScript, .keras, .h5, .tflite, a Hugging Face or SavedModel folder, or net.py:Class.")
-]
-Weights = Annotated[Path | None, typer.Option("--weights", help="For net.py:Class: .pt, .safetensors, or an index of several.")]
-Pins = Annotated[list[str], typer.Option("--pin", help="NAME=NUMBER for an input that is no data; may be given more than once.")]
-Run = Annotated[Path | None, typer.Option("--run", help="Run folder; the same command goes on there.")]
-Drop = Annotated[str, typer.Option("--max-drop", help="What the score may lose: 1pt, 0.01 or 1%rel.")]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
 INTERRUPTED = 130
 
 
@@ -101,7 +93,7 @@ def optimize(
         command=_command(),
     )
     with _progress(json_) as watcher:
-        found = verbs.optimize(_source(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+        found = verbs.optimize(source_of(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
     _show(found, json_)
 
 
@@ -125,7 +117,7 @@ def apply(
     columns = applying.Columns(score=score, target=target, group=group)
     try:
         with _progress(json_) as watcher:
-            found = applying.apply(recipe, _source(model, weights, pin), data, out=out, columns=columns, seed=seed, watcher=watcher)
+            found = applying.apply(recipe, source_of(model, weights, pin), data, out=out, columns=columns, seed=seed, watcher=watcher)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", INTERRUPTED)
     print(json.dumps(found.to_json(), indent=1) if json_ else found)
@@ -164,7 +156,7 @@ def train(
         loss=loss,  # type: ignore[arg-type]  # Fit checks the words
         epochs=epochs,
         batch=batch or None,
-        learning_rate=_rate(rate),
+        learning_rate=rate_of(rate),
         optimizer=optimizer,  # type: ignore[arg-type]
         schedule=schedule,
         warm_up=warm_up,
@@ -237,7 +229,7 @@ def benchmark(
     from hasten import racing
 
     with _progress(json_) as watcher:
-        found = racing.benchmark(_source(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
+        found = racing.benchmark(source_of(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
     if json_:
         print(json.dumps(found, indent=1))
     else:
@@ -246,15 +238,59 @@ def benchmark(
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
-    """Say what this machine is and what is missing."""
-    from hasten import racing
+def inspect(
+    model: Model,
+    data: Annotated[Path | None, typer.Option("--data", help="Real inputs; random ones without.")] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
+    batch: Annotated[int, typer.Option("--batch", help="Rows of a call.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="Of one operator; 0 for all cores.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show the layers, where the time of a call goes, and what is likely to make it shorter."""
+    from hasten import inspecting
 
-    found = racing.doctor()
+    with _progress(json_) as watcher:
+        found = inspecting.inspect(source_of(model, weights, pin), data, batch=batch, threads=threads, watcher=watcher)
+    if html:
+        inspecting.write_page(found, html)
     if json_:
         print(json.dumps(found, indent=1))
     else:
-        racing.show_doctor(found, _console())
+        inspecting.show(found, _console())
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A finished run folder, or a network as for optimize.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, pt2, aotinductor, tflite, executorch, safetensors.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default export/FORMAT in the run.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Inputs to check a model file on; random ones without.")] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Of the outputs, as a share of the largest.")] = 1e-3,
+    json_: Json = False,
+) -> None:
+    """Write a result in another format, checked in that format's own runtime; what differs goes to rejected/."""
+    from hasten import exporting
+
+    with _progress(json_) as watcher:
+        found = exporting.export(source_of(source, weights, pin), to, out=out, data=data, tolerance=tolerance, watcher=watcher)
+    print(json.dumps(found.to_json(), indent=1) if json_ else found)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Say what this machine is and what is missing."""
+    from hasten import doctor as checkup
+
+    found = checkup.doctor()
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        checkup.show(found, _console())
 
 
 @app.command()
@@ -307,26 +343,6 @@ def _show_interrupted(found: Any) -> NoReturn:
 
     show(found, _console())
     sys.exit(INTERRUPTED)
-
-
-def _rate(words: str) -> Any:
-    try:
-        return words if words == "auto" else float(words)
-    except ValueError:
-        raise UsageError(f"--lr must be a number or auto, got {words!r}") from None
-
-
-def _source(model: str, weights: Path | None, pins: list[str]) -> Any:
-    from hasten.load.source import Source
-
-    values = {}
-    for words in pins:
-        name, _, number = words.rpartition("=")
-        try:
-            values[name] = float(number)
-        except ValueError:
-            raise UsageError(f"--pin must look like NAME=NUMBER, got {words!r}") from None
-    return Source.of(model, weights, values)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The engine race alone, and what this machine has."""
+"""The engine race alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from hasten.search.bench import check_alike, difference
 from hasten.search.watch import Watch, Watcher, nobody
 
 _SHORT = timing.Protocol(fewest=4, most=4)
-_EXTRAS = {"pandas": "tables", "pyarrow": "tables", "PIL": "images", "mlxtend": "demo", "nncf": "peers"}
 
 
 def benchmark(
@@ -40,7 +39,8 @@ def benchmark(
 
     Returns:
         {"engines": one row each with `engine`, and either `reason` or latencies, speed-up over the first and the largest
-        difference of the outputs; "environment"}. An engine that fails has its reason and stops nothing.
+        difference of the outputs; "shapes", of the inputs behind the batch axis; "environment"}. An engine that fails has its reason and
+        stops nothing. Sizes that the network leaves open, and the states that it is given, are timed as they come in the inputs.
     """
     if not batches or min(batches) < 1:
         raise UsageError(f"a batch size must be at least 1, got {list(batches)}")
@@ -64,24 +64,8 @@ def benchmark(
                 row["latency_ms"] = [entry.to_json() for entry in timed.latency(at)]
                 row["speedup"] = [i.to_json() for i in timed.speedup(0, at)] if at else []
                 row["peak_memory_bytes"] = timed.peak_memory_bytes[at]
-    return {"model": str(given), "engines": rows, "environment": machine.environment()}
-
-
-def doctor() -> dict[str, Any]:
-    """The machine, the engines that run on it, and the optional packages that are missing."""
-    import importlib.util
-
-    from hasten import presets
-
-    engines = [presets.default("module").as_given, *presets.default("module").engines]
-    missing = {p: extra for p, extra in _EXTRAS.items() if importlib.util.find_spec(p) is None}
-    return {
-        "environment": machine.environment(),
-        "engines": [{"engine": describe(e), "missing": e.available()} for e in engines],
-        "int8_dot_product": machine.has_int8_dot(),
-        "bfloat16": machine.has_bf16(),
-        "missing_packages": {p: f"pip install 'hasten[{extra}]'" for p, extra in missing.items()},
-    }
+    shapes = [list(a.shape[1:]) for a in opened.arrays]
+    return {"model": str(given), "engines": rows, "shapes": shapes, "environment": machine.environment()}
 
 
 def show(found: dict[str, Any], console: Any) -> None:
@@ -89,7 +73,9 @@ def show(found: dict[str, Any], console: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"{found['model']} on {found['environment']['cpu']}, {found['environment']['cores']} cores"))
+    shapes = ", ".join("×".join(map(str, shape)) or "one number" for shape in found["shapes"])
+    where = f"{found['environment']['cpu']}, {found['environment']['cores']} cores"
+    table = Table(title=Text(f"{found['model']} on {where}; inputs of {shapes}"))
     for heading in ("engine", "batch", "p50 ms", "p95 ms", "× first (95 %)", "memory MB", "difference"):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     for row in found["engines"]:
@@ -108,23 +94,6 @@ def show(found: dict[str, Any], console: Any) -> None:
     for row in found["engines"]:
         if row["reason"]:
             console.print(Text(f"{row['engine']}: {row['reason']}"))
-
-
-def show_doctor(found: dict[str, Any], console: Any) -> None:
-    """Prints what `doctor` found."""
-    environment = found["environment"]
-    console.print(f"{environment['cpu']}, {environment['cores']} cores, {environment['memory_bytes'] / 2**30:.0f} GiB")
-    console.print(f"8-bit dot products: {_yes(found['int8_dot_product'])}, bfloat16: {_yes(found['bfloat16'])}")
-    for name, version in environment["versions"].items():
-        console.print(f"  {name} {version}", highlight=False)
-    for row in found["engines"]:
-        console.print(f"engine {row['engine']}: {row['missing'] or 'ready'}", highlight=False, markup=False)
-    for package, command in found["missing_packages"].items():
-        console.print(f"optional {package} is missing: {command}", highlight=False, markup=False)
-
-
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
 
 
 def _check(rows: list[dict[str, Any]], place: Path, inputs: Arrays, fixed: int | None) -> list[dict[str, Any]]:

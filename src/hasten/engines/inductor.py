@@ -58,11 +58,7 @@ class TorchCompile:
 
     def available(self) -> str | None:
         """None if it runs here, else why not: inductor needs a C++ compiler."""
-        import shutil
-
-        if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-            return "torch.compile needs a C++ compiler; install g++"
-        return settings.missing("torch", self.precision)
+        return settings.no_compiler("torch.compile") or settings.missing("torch", self.precision)
 
     def space(self) -> Space:
         """Threads and float formats worth a try on this machine."""

@@ -1,10 +1,11 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO, on the CPU or another of its devices."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -13,24 +14,25 @@ from hasten.engines import settings
 from hasten.engines.settings import Precision
 from hasten.measure import machine
 
+Device = Literal["CPU", "GPU", "NPU"]
 # The precision hint is always said: where the CPU has bfloat16, OpenVINO would take it unasked.
 _DYNAMIC = """\
 import {imports}
 
 def load(folder):{unpack}
-    settings = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": {threads}, "INFERENCE_PRECISION_HINT": "{hint}"}}
-    model = openvino.Core().compile_model({model}, "CPU", settings)
+    settings = {settings}
+    model = openvino.Core().compile_model({model}, "{device}", settings)
     return lambda *inputs: tuple(model(inputs).values())
 """
 _STATIC = """\
 import functools, {imports}
 
 def load(folder):{unpack}
-    settings = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": {threads}, "INFERENCE_PRECISION_HINT": "{hint}"}}
+    settings = {settings}
     @functools.lru_cache(8)  # one compiled network per batch size
     def compiled(*shapes):
         (model := openvino.Core().read_model({files})).reshape(dict(enumerate(map(list, shapes))))
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return openvino.Core().compile_model(model, "{device}", settings)
     return lambda *inputs: tuple(compiled(*(x.shape for x in inputs))(inputs).values())
 """
 _PLAIN = {"imports": "openvino", "unpack": "", "files": 'f"{folder}/model.xml"'}
@@ -43,11 +45,12 @@ _PACKED = {
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVINO:
-    """Runs the graph in OpenVINO's CPU plugin.
+    """Runs the graph in OpenVINO. Only the CPU was tried.
 
     Args:
-        threads: in all; 0 for all cores.
-        precision: "bf16" lets it compute in bfloat16.
+        threads: in all, on the CPU; 0 for all cores.
+        precision: "bf16" lets it compute in bfloat16 (on the GPU in float16, which is what it has).
+        device: "CPU", or "GPU" and "NPU" where the machine has one. The NPU computes in float16 and takes static shapes.
         shapes: "static" compiles once for every batch size that it meets, "dynamic" once for all.
         packed: the files are compressed with LZMA and unpacked in memory when they are loaded, and weights that the graph
             computes from constants stay computed in the file, so that codebooks stay small (`PackCodebooks`). Zeros and repeated
@@ -60,16 +63,21 @@ class OpenVINO:
     precision: Precision = "fp32"
     shapes: Literal["dynamic", "static"] = "dynamic"
     packed: bool = False
+    device: Device = "CPU"
 
     def __post_init__(self) -> None:
         settings.check(self.threads, self.precision)
+        if self.device not in get_args(Device):
+            raise ValueError(f"device must be one of {', '.join(get_args(Device))}, got {self.device!r}")
+        if self.device == "NPU" and self.shapes != "static":
+            raise ValueError("the NPU takes static shapes only; say shapes='static'")
         if self.shapes not in ("dynamic", "static"):
             raise ValueError(f"shapes must be 'dynamic' or 'static', got {self.shapes!r}")
 
     @property
     def lossless(self) -> bool:
         """Whether it computes in the number format of the network."""
-        return self.precision == "fp32"
+        return self.precision == "fp32" and self.device != "NPU"
 
     @property
     def profile(self) -> Profile:
@@ -84,14 +92,25 @@ class OpenVINO:
 
     def available(self) -> str | None:
         """None if it runs here, else why not."""
-        return settings.missing("openvino", self.precision)
+        if self.device == "CPU":
+            return settings.missing("openvino", self.precision)
+        if why := settings.missing("openvino"):
+            return why
+        here = _here()
+        return (
+            None
+            if self.device in here
+            else f"OpenVINO finds no {self.device} on this machine, only {', '.join(here)}; is its driver there?"
+        )
 
     def space(self) -> Space:
-        """Threads, float formats and shapes worth a try on this machine."""
+        """Threads, float formats, shapes and devices worth a try on this machine; the NPU only from static shapes."""
+        devices = tuple(name for name in get_args(Device) if name in _here() and (name != "NPU" or self.shapes == "static"))
         return {
             "shapes": ("dynamic", "static"),
             "threads": settings.thread_choices(),
             "precision": settings.precision_choices(),
+            "device": devices,
         }
 
     def pack(self, network: Network, folder: Path) -> None:
@@ -118,8 +137,25 @@ class OpenVINO:
 
     def _loader(self) -> str:
         parts = _PACKED if self.packed else _PLAIN
-        hint = "bf16" if self.precision == "bf16" else "f32"
         if self.shapes == "static":
-            return _STATIC.format(threads=settings.resolve(self.threads), hint=hint, **parts)
+            return _STATIC.format(settings=self._settings(), device=self.device, **parts)
         model = "openvino.Core().read_model(*files)" if self.packed else parts["files"]
-        return _DYNAMIC.format(threads=settings.resolve(self.threads), hint=hint, model=model, **parts)
+        return _DYNAMIC.format(settings=self._settings(), device=self.device, model=model, **parts)
+
+    def _settings(self) -> str:
+        """As Python text. The other devices know no threads, and the NPU no other precision than its own."""
+        half = "f16" if self.device == "GPU" else "bf16"
+        said = ['"PERFORMANCE_HINT": "LATENCY"']
+        if self.device == "CPU":
+            said.append(f'"INFERENCE_NUM_THREADS": {settings.resolve(self.threads)}')
+        if self.device != "NPU":
+            said.append(f'"INFERENCE_PRECISION_HINT": "{half if self.precision == "bf16" else "f32"}"')
+        return f"{{{', '.join(said)}}}"
+
+
+@functools.cache
+def _here() -> tuple[str, ...]:
+    """Kinds of devices, without the number behind each."""
+    import openvino
+
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in openvino.Core().available_devices))

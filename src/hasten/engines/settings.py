@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,13 @@ def missing(package: str, precision: Precision = "fp32") -> str | None:
     if precision == "bf16" and not machine.has_bf16():
         return "this processor has no bfloat16 instructions"
     return None
+
+
+def no_compiler(engine: str) -> str | None:
+    """Why an engine that compiles C++ cannot run here, or None."""
+    if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return None
+    return f"{engine} needs a C++ compiler; install g++"
 
 
 def compress(*files: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hasten.core.network import Network
+from hasten.core.network import Arrays, Network
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,7 @@ def parameters(network: Network) -> int:
     """
     if network.kind == "module":
         return sum(p.numel() for p in network.module.parameters())
-    return sum(_weights(network.graph.graph).values())
+    return sum(weights(network.graph.graph).values())
 
 
 def macs(network: Network) -> int | None:
@@ -43,7 +43,7 @@ def macs(network: Network) -> int | None:
     return None if total is None else total // rows
 
 
-def _module_macs(module: Any, example: tuple[np.ndarray[Any, Any], ...]) -> int | None:
+def _module_macs(module: Any, example: Arrays) -> int | None:
     """Counted while it runs with the fused kernels off, which would hide their products from the counter."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,8 +85,8 @@ def _unfused() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(mkldnn)
 
 
-def _weights(graph: onnx.GraphProto) -> dict[str, int]:
-    """Sizes of the weights by name."""
+def weights(graph: onnx.GraphProto) -> dict[str, int]:
+    """Sizes of the weights of a graph by name, as `parameters` counts them."""
     constants = {t.name: t for t in _constants(graph)}
     packed = {n.input[1]: _attribute(n, "K", 0) * _attribute(n, "N", 0) for n in graph.node if n.op_type == "MatMulNBits"}
     scales: set[str] = set()
@@ -134,17 +134,37 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def layer_macs(network: Network) -> dict[str, int] | None:
     """Multiply-accumulates of each counted node of a graph for its example, by name; None where `macs` cannot tell."""
-    counted = _node_macs(network.graph, network.example)
+    counted = node_macs(network.graph, network.example)
     return None if counted is None else {network.graph.graph.node[i].name: count for i, count in counted.items()}
 
 
-def _graph_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> int | None:
-    counted = _node_macs(model, example)
+def tensors(model: onnx.ModelProto, example: Arrays) -> dict[str, tuple[Shape, int]] | None:
+    """Shape and bytes of every tensor of a graph for an example, its weights included; None where it does not run.
+
+    All tensors are held at once while it runs.
+    """
+    weights = {t.name: t for t in _constants(model.graph)}
+    computed = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output if name]
+    seen = _seen(model, example, computed)
+    if seen is None:
+        return None
+    sizes = {name: (tuple(t.dims), len(t.raw_data) or math.prod(t.dims) * _bits(t) // 8) for name, t in weights.items()}
+    return sizes | {name: (v.shape, v.nbytes) for name, v in seen.items() if isinstance(v, np.ndarray)}
+
+
+def _bits(tensor: onnx.TensorProto) -> int:
+    from onnx import helper
+
+    return helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+
+
+def _graph_macs(model: onnx.ModelProto, example: Arrays) -> int | None:
+    counted = node_macs(model, example)
     return None if counted is None else sum(counted.values())
 
 
-def _node_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> dict[int, int] | None:
-    """By place in the graph."""
+def node_macs(model: onnx.ModelProto, example: Arrays) -> dict[int, int] | None:
+    """The same as `layer_macs` by place in the graph."""
     if any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute) or model.functions:
         return None
     shapes = _shapes(model, example)
@@ -164,16 +184,23 @@ def _node_macs(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]
     return found
 
 
-def _shapes(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -> Shapes | None:
+def _shapes(model: onnx.ModelProto, example: Arrays) -> Shapes | None:
     """The shapes around every counted node, seen in one run: ONNX's inference loses those that the graph itself computes."""
-    import onnx
-    import onnxruntime
-
     weights = {t.name: tuple(t.dims) for t in _constants(model.graph)}
     counted = [node for node in model.graph.node if node.op_type in _COUNTS]
     wanted = dict.fromkeys(name for node in counted for name in (*node.input, node.output[0]) if name and name not in weights)
+    seen = _seen(model, example, list(wanted))
+    return None if seen is None else weights | {name: np.shape(value) for name, value in seen.items()}
+
+
+def _seen(model: onnx.ModelProto, example: Arrays, wanted: Sequence[str]) -> dict[str, Any] | None:
+    """The values of the inputs and of the wanted tensors in one run as the graph stands; None where it does not run."""
+    import onnx
+    import onnxruntime
+
+    weights = {t.name for t in _constants(model.graph)}
     inputs = [i.name for i in model.graph.input if i.name not in weights]
-    seen = dict(zip(inputs, example, strict=True))
+    given = dict(zip(inputs, example, strict=True))
     open_model = onnx.ModelProto()
     open_model.CopyFrom(model)
     there = {o.name for o in model.graph.output} | set(inputs)
@@ -181,13 +208,13 @@ def _shapes(model: onnx.ModelProto, example: tuple[np.ndarray[Any, Any], ...]) -
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    asked = [name for name in wanted if name not in given]
     try:
         session = onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        asked = [name for name in wanted if name not in seen]
-        values = session.run(asked, seen) if asked else []
+        values = session.run(asked, given) if asked else []
     except Exception:  # onnxruntime's errors share no base class
         return None
-    return weights | {n: a.shape for n, a in seen.items()} | {n: np.shape(v) for n, v in zip(asked, values, strict=True)}
+    return given | dict(zip(asked, values, strict=True))
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -47,6 +48,30 @@ def has_bf16() -> bool:
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory_bytes() -> int | None:
+    """What a process can still get: the system's estimate, or what the control group has left where that is less; None if unknown."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
+def energy_counter(root: Path = Path("/sys/class/powercap")) -> str | None:
+    """None if the processor's energy counter (RAPL) can be read, else why not."""
+    counters = sorted(root.glob("*rapl:*/energy_uj"))
+    if not counters:
+        return "the system offers no RAPL counter (usual in virtual machines)"
+    try:
+        int(counters[0].read_text())
+    except (OSError, ValueError) as why:
+        return f"{counters[0]} cannot be read ({getattr(why, 'strerror', None) or why}); run as root, or: sudo chmod a+r {counters[0]}"
+    return None
 
 
 def versions() -> dict[str, str]:

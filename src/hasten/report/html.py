@@ -28,14 +28,14 @@ def page(report: Report) -> str:
     report = text.printable(report)
     badge = facts.badge(report)
     return (
-        _templates()
+        templates()
         .get_template("page.html.j2")
         .render(
             report=report,
             sentence=report.sentence or verdict_sentence(report),
             badge=badge,
             tone=facts.tone(report),
-            style=Markup(_asset("page.css")),
+            style=Markup(asset("page.css")),
             cards=_cards(report, report.chosen) if report.chosen else (),
             comparison=tables.comparison(report),
             plot=plot.pareto_plot(report),
@@ -58,9 +58,10 @@ def page(report: Report) -> str:
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The pages of this room, with their filters."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -82,7 +83,8 @@ def _tied(words: str) -> str:
     return re.sub(r"(?<=\d) (?=%|points?\b|[kMGT]?B\b|ms\b|examples\b)", "\u00a0", words)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of this room."""
     return resources.files("hasten.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -260,11 +260,12 @@ def openings(report: Report) -> Table:
 
 def environment(report: Report) -> Table:
     """The machine and the versions."""
-    lines = tuple(Line(cells=(str(key), _flat(value))) for key, value in report.environment.items())
+    lines = tuple(Line(cells=(str(key), flat(value))) for key, value in report.environment.items())
     return Table(name="Environment", headings=("what", "value"), lines=lines)
 
 
-def _flat(value: object) -> str:
+def flat(value: object) -> str:
+    """A JSON value in one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {_flat(v)}" for k, v in value.items())
-    return ", ".join(map(_flat, value)) if isinstance(value, (list, tuple)) else str(value)
+        return ", ".join(f"{k}: {flat(v)}" for k, v in value.items())
+    return ", ".join(map(flat, value)) if isinstance(value, (list, tuple)) else str(value)

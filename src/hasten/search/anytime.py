@@ -10,12 +10,12 @@ from hasten.core.report import Trial
 from hasten.search import export
 from hasten.search.bench import Bench
 from hasten.search.board import GAIN
+from hasten.search.prover import EQUAL_TOLERANCE
 
 if TYPE_CHECKING:
     from hasten.search.run import Job
 
 SAFE, BEST = "artifact", "best-so-far"
-_EQUAL = 1e-3  # of the largest output on *select*
 
 
 class Best:
@@ -33,7 +33,7 @@ class Best:
         self._original = self._original or trial
         if not trial.measurement:
             return
-        if trial.number == self._original.number or (is_plain(trial) and trial.measurement.max_difference <= _EQUAL):
+        if trial.number == self._original.number or (is_plain(trial) and trial.measurement.max_difference <= EQUAL_TOLERANCE):
             self._offer(SAFE, trial)
         elif self._bench.settings.promising(trial.measurement):
             self._offer(BEST, trial)
@@ -61,6 +61,7 @@ class Best:
 
 
 def is_plain(trial: Trial) -> bool:
-    """Whether a trial is the unchanged network in a lossless engine."""
+    """Whether a trial is the unchanged network in a lossless engine whose answers bear that out."""
     recipe = Recipe.from_json(trial.recipe)
-    return trial.measurement is not None and not recipe.steps and recipe.lossless
+    ran = trial.measurement is not None and trial.measurement.max_difference <= EQUAL_TOLERANCE
+    return ran and not recipe.steps and recipe.lossless

@@ -28,6 +28,7 @@ from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
 
 SCORING_BATCH = 64
+DEADLINE_S = 120.0  # of loading a network, and of each answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +104,7 @@ class Bench:
         package = self.package(number)
         facts = self.workshop.make(recipe, package, progress)
         self.store.remember(f"network {number}", facts)
-        with Runner(package, fixed_batch=facts["fixed_batch"]) as runner:
+        with Runner(package, fixed_batch=facts["fixed_batch"], deadline_s=DEADLINE_S) as runner:
             outputs = runner.outputs(self.select.inputs, batch=SCORING_BATCH)
             if self.baseline is None:
                 baseline = self._establish(outputs)

@@ -1,0 +1,81 @@
+"""LiteRT, the runtime of `.tflite` files: phones, and the parts that take nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from hasten.core.errors import Unsupported
+from hasten.core.network import Kind, Network
+from hasten.core.recipe import Aim, Profile, Space
+from hasten.engines import settings
+
+_LOAD = """\
+import numpy
+from ai_edge_litert.interpreter import Interpreter
+
+def load(folder):
+    model = Interpreter(f"{{folder}}/model.tflite", num_threads={threads}).get_signature_runner()
+    number = lambda name: int(name.rpartition("_")[2])
+    names, results = (sorted(of, key=number) for of in (model.get_input_details(), model.get_output_details()))
+    run = lambda rows: (lambda given: [given[name] for name in results])(model(**dict(zip(names, rows))))
+    cut = lambda inputs: [[x[i:i + {rows}] for x in inputs] for i in range(0, len(inputs[0]), {rows})]
+    return lambda *inputs: tuple(map(numpy.concatenate, zip(*map(run, cut(inputs)))))
+"""
+_MISSING = "{} is not installed; run: pip install 'hasten[litert]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteRT:
+    """Converts the module to `.tflite` and runs it in LiteRT with its XNNPACK kernels.
+
+    A `.tflite` file has fixed sizes: it is made for one row, and a batch runs row by row; a network that is fixed to a batch size is
+    made for that one. Converting needs `litert-torch`, running `ai-edge-litert`.
+
+    Args:
+        threads: of one operator; 0 for all cores.
+    """
+
+    takes: ClassVar[Kind] = "module"
+    aims: ClassVar[frozenset[Aim]] = frozenset({"speed"})
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        settings.check(self.threads)
+
+    @property
+    def lossless(self) -> bool:
+        """Always: it computes in the number format of the module."""
+        return True
+
+    @property
+    def profile(self) -> Profile:
+        """It takes modules; Q/DQ graphs do not reach it."""
+        return Profile()
+
+    def available(self) -> str | None:
+        """None if it converts and runs here, else why not."""
+        return next((_MISSING.format(p) for p in ("ai_edge_litert", "litert_torch") if settings.missing(p)), None)
+
+    def space(self) -> Space:
+        """Threads worth a try on this machine."""
+        return {"threads": settings.thread_choices()}
+
+    def pack(self, network: Network, folder: Path) -> None:
+        """Writes `model.tflite` and `load.py`. Raises Unsupported where the converter has no such operator."""
+        import numpy as np
+        import torch
+
+        from hasten.load.lower import quiet, reason
+
+        rows = network.fixed_batch or 1
+        example = tuple(torch.from_numpy(np.ascontiguousarray(a[:rows])) for a in network.example)
+        try:
+            with quiet():
+                import litert_torch
+
+                litert_torch.convert(network.module, example).export(str(folder / "model.tflite"))
+        except Exception as why:  # the converter raises whatever its parts raise
+            raise Unsupported(f"litert-torch cannot convert this network: {reason(why)}") from why
+        (folder / "load.py").write_text(_LOAD.format(threads=settings.resolve(self.threads), rows=rows))

@@ -1,0 +1,80 @@
+"""A `.pt2` program in plain PyTorch: the file to go on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from hasten.core.network import Kind, Network
+from hasten.core.recipe import Aim, Profile, Space
+from hasten.engines import settings
+
+_LOAD = """\
+import {imports}
+from torch.utils._pytree import tree_leaves
+
+def load(folder):
+    torch.set_num_threads({threads})
+    network = torch.export.load(f"{{folder}}/model.pt2").module()
+{weights}    @torch.inference_mode()
+    def run(*inputs):
+        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))))
+    return run
+"""
+_READ = '    network.load_state_dict(safetensors.torch.load_file(f"{folder}/model.safetensors"))\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Runs the module as an exported program, operator by operator; no kernel is fused.
+
+    Args:
+        threads: of one operator; 0 for all cores.
+        weights: "inside" the program, or "safetensors": also in `model.safetensors`, under the names of the module, which are then
+            the ones that run. Tensors that share memory are written one by one.
+    """
+
+    takes: ClassVar[Kind] = "module"
+    aims: ClassVar[frozenset[Aim]] = frozenset()
+    threads: int = 0
+    weights: Literal["inside", "safetensors"] = "inside"
+
+    def __post_init__(self) -> None:
+        settings.check(self.threads)
+        if self.weights not in ("inside", "safetensors"):
+            raise ValueError(f"weights must be 'inside' or 'safetensors', got {self.weights!r}")
+
+    @property
+    def lossless(self) -> bool:
+        """Always: it computes what the module computes."""
+        return True
+
+    @property
+    def profile(self) -> Profile:
+        """It takes modules; Q/DQ graphs do not reach it."""
+        return Profile()
+
+    def available(self) -> str | None:
+        """None if it runs here, else why not."""
+        return settings.missing("torch") or (settings.missing("safetensors") if self.weights == "safetensors" else None)
+
+    def space(self) -> Space:
+        """Threads worth a try on this machine."""
+        return {"threads": settings.thread_choices()}
+
+    def pack(self, network: Network, folder: Path) -> None:
+        """Writes `model.pt2`, `model.safetensors` if asked, and `load.py`. Raises Unsupported where torch.export cannot follow."""
+        import torch
+
+        from hasten.load.program import export_program
+
+        program = export_program(network)
+        torch.export.save(program, folder / "model.pt2")
+        apart = self.weights == "safetensors"
+        if apart:
+            from safetensors.torch import save_file
+
+            save_file({name: w.detach().clone().contiguous() for name, w in program.state_dict.items()}, folder / "model.safetensors")
+        imports, weights = ("safetensors.torch, torch", _READ) if apart else ("torch", "")
+        (folder / "load.py").write_text(_LOAD.format(imports=imports, threads=settings.resolve(self.threads), weights=weights))

@@ -1,0 +1,215 @@
+"""Export: every format is run in its own runtime before it is handed out, and carries what was found out about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hasten import engines, exporting
+from hasten.compress import QuantizeStatic
+from hasten.core import folder
+from hasten.core.errors import BackendMissing, Unsupported, UsageError
+from hasten.core.network import Network
+from hasten.core.recipe import Recipe
+from hasten.engines import Eager, OnnxRuntime, Program, labels
+from hasten.exporting import Exported, export
+from hasten.load.program import export_program
+from networks import lowered, network
+
+RECORD = {"hasten": "0.1.0", "verdict": "kept", "words": 'a "quoted" <é> name'}
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "cnn.pt2"
+    torch.export.save(export_program(network("cnn")), path)
+    return path
+
+
+@pytest.mark.parametrize(("to", "file"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("safetensors", "model.safetensors")])
+def test_a_file_goes_out_checked_and_labelled(cnn: Path, tmp_path: Path, to: str, file: str) -> None:
+    found = export(cnn, to, out=tmp_path / to)
+    assert found.accepted
+    assert found.difference is not None
+    assert found.difference < 1e-4
+    assert (found.inputs, found.examples, found.exit_code) == ("random", 16, 0)
+    assert folder.intact(tmp_path / to)
+    told = labels.read(tmp_path / to / file)
+    assert told
+    assert told == json.loads((tmp_path / to / "export.json").read_text())["metadata"]
+    assert told["recipe"] == Recipe((), exporting.formats()[to]).to_json()
+    assert "accepted" in str(found)
+
+
+def test_safetensors_hold_the_weights_under_their_names(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    Program(weights="safetensors").pack(network("cnn"), tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    state = network("cnn").module.state_dict()
+    assert set(found) == set(state)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    for name in found:  # what runs is what this file holds
+        found[name] = torch.zeros_like(found[name])
+    from safetensors.torch import save_file
+
+    save_file(found, tmp_path / "model.safetensors")
+    import runpy
+
+    assert not runpy.run_path(str(tmp_path / "load.py"))["load"](str(tmp_path))(*network("cnn").example)[0].any()
+
+
+def test_what_differs_goes_to_rejected_with_exit_3(cnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = OnnxRuntime.pack
+
+    def wrong(self: OnnxRuntime, of: Network, place: Path) -> None:
+        pack(self, of, place)
+        file = place / "load.py"
+        file.write_text(file.read_text().replace("tuple(session", "tuple(1.01 * o for o in session"))
+
+    monkeypatch.setattr(OnnxRuntime, "pack", wrong)
+    found = exporting._checked(_packed(tmp_path), _reference(), "onnx", OnnxRuntime(), 1e-3)
+    assert (found.accepted, found.exit_code) == (False, 3)
+    assert "must lie within 0.001 of the reference's, and differ by 0.01" in (found.reason or "")
+    assert "rejected" in found.sentence
+    wider = exporting._checked(_packed(tmp_path / "again"), _reference(), "onnx", OnnxRuntime(), 0.02)
+    assert wider.accepted
+    assert wider.agreement == 1.0
+
+
+def _packed(place: Path) -> Path:
+    (place / "new").mkdir(parents=True)
+    OnnxRuntime(threads=1).pack(lowered("cnn"), place / "new")
+    return place / "new"
+
+
+def _reference() -> exporting._Packed:
+    from hasten.load.lower import forward
+
+    of = lowered("cnn")
+    return exporting._Packed(
+        fixed_batch=None, inputs=of.example, kind="given", expected=forward(of, of.example), reference="itself",
+        recipe=Recipe((), OnnxRuntime()), metadata={"words": "x"},
+    )  # fmt: skip
+
+
+def test_a_runtime_that_dies_is_a_rejection(tmp_path: Path) -> None:
+    place = _packed(tmp_path)
+    (place / "load.py").write_text("import os\n\ndef load(folder):\n    os.abort()\n")
+    found = exporting._checked(place, _reference(), "onnx", OnnxRuntime(), 1e-3)
+    assert (found.accepted, found.difference) == (False, None)
+    assert "SIGABRT" in (found.reason or "")
+    assert "SIGABRT" in str(found)
+
+
+def test_a_folder_of_someone_else_is_not_replaced(cnn: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="new or empty folder"):
+        export(cnn, "onnx", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"to": "gif"}, "--to must be one of onnx, openvino"),
+        ({"to": "onnx", "tolerance": 0.0}, "above 0, got 0"),
+        ({"source": "nowhere"}, "no such file"),
+    ],
+)
+def test_words_that_cannot_be_used(cnn: Path, settings: dict, match: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UsageError, match=match):
+        export(**({"source": cnn, "to": "onnx"} | settings))
+
+
+def test_a_runtime_that_is_not_here_says_what_to_install(cnn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.LiteRT, "available", lambda self: "pip install 'hasten[litert]'")
+    with pytest.raises(BackendMissing, match=r"tflite: pip install"):
+        export(cnn, "tflite")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no run in"):
+        export(tmp_path, "onnx")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2", "model.safetensors"])
+def test_labels_come_back_and_the_network_still_runs(tmp_path: Path, name: str) -> None:
+    engine = {"model.onnx": OnnxRuntime(), "model.xml": engines.OpenVINO()}.get(name) or Program(weights="safetensors")
+    engine.pack(lowered("mlp") if engine.takes == "graph" else network("mlp"), tmp_path)
+    assert labels.read(tmp_path / name) is None
+    labels.write(tmp_path, RECORD)
+    assert labels.read(tmp_path / name) == RECORD
+    if name == "model.pt2":
+        told = {"hasten.json": ""}
+        torch.export.load(tmp_path / name, extra_files=told)
+        assert json.loads(told["hasten.json"]) == RECORD
+    if name == "model.onnx":
+        onnx.checker.check_model(onnx.load(tmp_path / name))
+    x = network("mlp").example
+    import runpy
+
+    got = runpy.run_path(str(tmp_path / "load.py"))["load"](str(tmp_path))(*x)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(got, network("mlp").module(torch.from_numpy(x[0])).numpy(), atol=1e-5)
+
+
+def test_labels_say_where_they_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "network.pkl").touch()
+    with pytest.raises(ValueError, match=r"expected a model file that takes metadata .*network\.pkl"):
+        labels.write(tmp_path, RECORD)
+    assert labels.read(tmp_path / "network.pkl") is None
+
+
+def test_a_graph_becomes_a_module_for_an_engine_that_takes_modules(tmp_path: Path) -> None:
+    of = lowered("mlp")
+    carrier = exporting._Carrier(engine=Program(), made_for=OnnxRuntime(), takes="graph")
+    assert carrier.profile == OnnxRuntime().profile
+    carrier.pack(of, tmp_path)
+    assert (tmp_path / "model.pt2").exists()
+    strange = onnx.ModelProto()
+    strange.CopyFrom(of.graph)
+    strange.graph.node[0].op_type = "Unheard"
+    with pytest.raises(Unsupported, match="needs a torch module"):
+        carrier.pack(Network(kind="graph", body=strange, example=of.example), tmp_path)
+
+
+@pytest.mark.long
+def test_the_result_of_a_run_keeps_its_verdict_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real search, cut short: float and integer results alike."""
+    import problems
+    from hasten import presets, verbs
+    from hasten.measure import timing
+
+    for module, name in ((presets, "default"), (timing, "FULL"), (timing, "RANKING")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    problems.cut_short()
+    run = tmp_path / "run"
+    inputs = problems.write_files(tmp_path)
+    told = verbs.optimize(*inputs, max_drop=0.05, run=run, options=verbs.Options(trials=4))
+    assert told.chosen
+    before = folder.size_bytes(run / "artifact")
+    found: dict[str, Exported] = {to: export(run, to) for to in ("onnx", "safetensors")}
+    assert folder.size_bytes(run / "artifact") == before
+    assert found["onnx"].accepted
+    assert found["onnx"].difference == 0
+    assert found["onnx"].inputs == "held out"
+    metadata = labels.read(run / "export" / "onnx" / "model.onnx")
+    assert metadata
+    assert (metadata["verdict"], metadata["score"]) == (told.verdict, told.chosen.score)
+    assert metadata["recipe"] == told.chosen.recipe
+    assert metadata["sentence"] == told.sentence
+    assert found["safetensors"].accepted
+    quantized = any(isinstance(s, QuantizeStatic) for s in Recipe.from_json(told.chosen.recipe).steps)
+    assert any(re.search("left for later.*QuantizeStatic", n) for n in found["safetensors"].notes) == quantized
+    assert export(run / "export" / "onnx" / "model.onnx", "openvino", tolerance=0.2).metadata["verdict"] == told.verdict
+    shutil.rmtree(run / "artifact")
+    with pytest.raises(UsageError, match="holds no finished run"):
+        export(run, "onnx")
+    assert Eager().takes == "module"
