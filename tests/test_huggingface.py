@@ -112,6 +112,9 @@ def test_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any]
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="expected a folder of Hugging Face"):
         open_network(tmp_path)
+    (tmp_path / "m.mlpackage").mkdir()
+    with pytest.raises(ModelRefused, match="is of CoreML, which runs on Apple's systems alone"):
+        open_network(tmp_path / "m.mlpackage")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelRefused, match="expected JSON in"):
         open_network(tmp_path)
