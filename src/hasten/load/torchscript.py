@@ -77,8 +77,9 @@ class Followed(nn.Module):
     def __init__(self, script: Any, pins: Mapping[str, float]) -> None:
         super().__init__()
         names: dict[int, str] = {}
-        for name, value in (*script.named_parameters(remove_duplicate=False), *script.named_buffers(remove_duplicate=False)):
-            learns = isinstance(value, nn.Parameter)
+        parameters = dict(script.named_parameters(remove_duplicate=False))
+        for name, value in {**parameters, **dict(script.named_buffers(remove_duplicate=False))}.items():
+            learns = name in parameters  # they come back as plain tensors
             self._keep(name, nn.Parameter(value.detach(), requires_grad=value.is_floating_point()) if learns else value.detach())
             if value.numel():
                 names.setdefault(value.data_ptr(), name)
