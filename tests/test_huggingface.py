@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hasten.core.errors import DataRefused, ModelRefused
+from hasten.load import saved
 from hasten.load.files import open_network
 from hasten.load.lower import forward, lower
 from networks import equal
@@ -56,6 +57,15 @@ def test_opens_and_gives_what_transformers_gives(kind: str, tmp_path: Path) -> N
         tensors = [torch.from_numpy(a) for a in example]
         wanted = module(tensors[0]) if images else module(input_ids=tensors[0], attention_mask=tensors[1])
     assert equal(forward(network, example)[:1], (wanted[0].numpy(),))
+
+
+def test_another_process_can_read_it(tmp_path: Path) -> None:
+    write(tmp_path / "model", "text")
+    network = open_network(tmp_path / "model", (IDS, MASK))
+    saved.save(network, tmp_path / "saved")
+    again = saved.load(tmp_path / "saved")
+    assert again.open_axes == ((1,), (1,))
+    assert equal(forward(again, (IDS, MASK)), forward(network, (IDS, MASK)))
 
 
 def test_without_data_an_example_is_made_up(tmp_path: Path) -> None:
@@ -112,6 +122,9 @@ def test_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any]
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="expected a folder of Hugging Face"):
         open_network(tmp_path)
+    (tmp_path / "m.mlpackage").mkdir()
+    with pytest.raises(ModelRefused, match="is of CoreML, which runs on Apple's systems alone"):
+        open_network(tmp_path / "m.mlpackage")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelRefused, match="expected JSON in"):
         open_network(tmp_path)

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hasten.applying import apply
 from hasten.core.errors import DataRefused, ModelRefused, UsageError
+from hasten.core.recipe import Recipe
+from hasten.engines import Eager
 from hasten.load import saved
 from hasten.load.files import from_module, open_network
 from hasten.load.lower import forward
@@ -227,3 +230,14 @@ def test_a_source_knows_equal_files(folder: Path) -> None:
     one, other = Source.of(f"{folder}/net.py:Net"), Source.of(f"{folder}/net.py:build")
     assert one.digest() == Source(**one.to_json()).digest() != other.digest()
     assert (one.stem, Source.of("a/b.onnx").stem, str(one)) == ("Net", "b", f"{folder}/net.py:Net")
+
+
+@pytest.mark.long
+def test_a_class_with_weights_goes_through_a_verb(folder: Path) -> None:
+    save_file(state(folder), folder / "w.safetensors")
+    draw = np.random.default_rng(0)
+    np.savez(folder / "data.npz", x=draw.standard_normal((60, 6)).astype(np.float32), y=draw.integers(0, 3, 60))
+    source = Source.of(f"{folder}/net.py:Net", folder / "w.safetensors")
+    found = apply(Recipe((), Eager()), source, folder / "data.npz", out=folder / "out")
+    assert found.score_before == found.score_after
+    assert found.parameters["before"] == sum(p.numel() for p in opened(folder, "w.safetensors").module.parameters())

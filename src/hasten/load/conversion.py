@@ -77,7 +77,33 @@ def _gru(
 
 
 def from_saved_model(path: str) -> Any:
-    """A SavedModel folder: its signature for serving, or the only one that it has."""
+    """A SavedModel folder: its signature for serving, or the only one that it has.
+
+    Objects that belong to training, such as the state of an optimizer, may be of a class that this TensorFlow no longer restores;
+    then the graph is loaded without them.
+    """
+    try:
+        return _from_objects(path)
+    except Exception as why:  # TensorFlow raises whatever its parts raise
+        try:
+            return _from_graph(path)
+        except Exception:
+            raise why from None
+
+
+def _from_graph(path: str) -> Any:
+    import tensorflow as tf
+    import tf2onnx
+
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        signature = tf.compat.v1.saved_model.load(session, ["serve"], path).signature_def["serving_default"]
+        inputs, outputs = ([held.name for _, held in sorted(part.items())] for part in (signature.inputs, signature.outputs))
+        wanted = [name.partition(":")[0] for name in outputs]
+        frozen = tf.compat.v1.graph_util.convert_variables_to_constants(session, session.graph_def, wanted)
+    return tf2onnx.convert.from_graph_def(frozen, input_names=inputs, output_names=outputs, opset=OPSET)[0]
+
+
+def _from_objects(path: str) -> Any:
     import tensorflow as tf
     import tf2onnx
 

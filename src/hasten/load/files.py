@@ -179,7 +179,7 @@ def imported(network: Network) -> Network:
     from hasten.load.importer import to_module
 
     try:
-        made = replace(to_module(network), fixed_batch=network.fixed_batch, source=network.graph)
+        made = replace(to_module(network), fixed_batch=network.fixed_batch, source=network.graph, notes=network.notes)
         for given, example in ((network, network.example), (network, other_batch(network.example)))[: 1 if network.fixed_batch else 2]:
             _agree(forward(given, example), forward(made, example))
     except Unsupported as why:

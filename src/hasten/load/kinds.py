@@ -56,6 +56,8 @@ def kind_of(path: Path) -> Kind:
 def _folder(path: Path) -> Kind:
     if (path / "saved_model.pb").is_file():
         return "savedmodel"
+    if path.suffix == ".mlpackage":
+        raise ModelRefused(f"{path.name} is of CoreML, which runs on Apple's systems alone; give the network that it was made from")
     if (path / "config.json").is_file():
         return "huggingface"
     raise ModelRefused(

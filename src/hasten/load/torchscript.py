@@ -76,10 +76,14 @@ class Followed(nn.Module):
 
     def __init__(self, script: Any, pins: Mapping[str, float]) -> None:
         super().__init__()
-        for name, value in script.named_parameters(remove_duplicate=False):
-            self._keep(name, nn.Parameter(value.detach(), requires_grad=value.is_floating_point()))
-        for name, value in script.named_buffers(remove_duplicate=False):
-            self._keep(name, value.detach())
+        names: dict[int, str] = {}
+        parameters = dict(script.named_parameters(remove_duplicate=False))
+        for name, value in {**parameters, **dict(script.named_buffers(remove_duplicate=False))}.items():
+            learns = name in parameters  # they come back as plain tensors
+            self._keep(name, nn.Parameter(value.detach(), requires_grad=value.is_floating_point()) if learns else value.detach())
+            if value.numel():
+                names.setdefault(value.data_ptr(), name)
+        self.__dict__["_names"] = names
         self.__dict__["_script"] = script
         self.__dict__["_pins"] = dict(pins)
 
@@ -183,7 +187,14 @@ class _Following:
         found = attrgetter(".".join(path))(self.script)
         if isinstance(found, torch.jit.ScriptModule):
             return _Part(path)
-        return attrgetter(".".join(path))(self.root) if isinstance(found, Tensor) else found
+        return self._own(found)
+
+    def _own(self, value: Any) -> Any:
+        """The root's own tensors in the place of the script's: an LSTM keeps a list of its weights besides."""
+        if isinstance(value, list):
+            return [self._own(v) for v in value]
+        name = self.root.__dict__["_names"].get(value.data_ptr()) if isinstance(value, Tensor) else None
+        return value if name is None else attrgetter(name)(self.root)
 
     def _branch(self, node: Any, condition: Any, values: dict[str, Any]) -> Any:
         yes, no = node.blocks()

@@ -1,0 +1,83 @@
+"""ONNX graphs whose batch is not in front, inputs that are pinned, and sizes that stay open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from hasten.core.errors import ModelRefused, UsageError
+from hasten.load.files import open_network
+from hasten.load.lower import forward
+from hasten.load.source import Source
+from networks import equal
+
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+DRAW = np.random.default_rng(0)
+X, STATE = DRAW.standard_normal((4, 5)).astype(np.float32), DRAW.standard_normal((4, 2, 3)).astype(np.float32)
+W = DRAW.standard_normal((5, 3)).astype(np.float32)
+
+
+def write(path: Path, *, inside_if: bool = False) -> Path:
+    """y = x @ w, new state = state · y / rate, with the state as (2, batch, 3) and a rate of no axes."""
+    product = helper.make_node("Mul", ["state", "y"], ["scaled"])
+    if inside_if:
+        branch = helper.make_graph(
+            [helper.make_node("Mul", ["state", "y"], ["inner"])], "b", [], [helper.make_tensor_value_info("inner", FLOAT, None)]
+        )
+        product = helper.make_node("If", ["yes"], ["scaled"], then_branch=branch, else_branch=branch)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        product,
+        helper.make_node("Cast", ["rate"], ["by"], to=FLOAT),
+        helper.make_node("Div", ["scaled", "by"], ["new"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", FLOAT, ["batch", 5]),
+        helper.make_tensor_value_info("state", FLOAT, [2, "batch", 3]),
+        helper.make_tensor_value_info("rate", INT, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, ["batch", 3]), helper.make_tensor_value_info("new", FLOAT, [None, None, None])]
+    weights = [onnx.numpy_helper.from_array(W, "w"), onnx.numpy_helper.from_array(np.array(True), "yes")]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("inside_if", [False, True])
+def test_a_state_is_turned_and_a_rate_pinned(tmp_path: Path, inside_if: bool) -> None:
+    path = write(tmp_path / "m.onnx", inside_if=inside_if)
+    network = open_network(Source.of(path, pins={"rate": 4}), (X, STATE))
+    y = X @ W
+    assert network.kind == "module"
+    assert network.fixed_batch is None
+    assert equal(forward(network, (X, STATE)), (y, STATE * y[:, None] / 4))
+    assert network.notes == (
+        "the batch of input state is its axis 1 in the file and its first here",
+        "the batch of output new is its axis 1 in the file and its first here",
+    )
+
+
+def test_what_cannot_be_pinned(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx")
+    with pytest.raises(ModelRefused, match=r"got rate, which is none; where it is no data, pin it: --pin rate=NUMBER"):
+        open_network(path, (X, STATE))
+    with pytest.raises(UsageError, match=r"no input is named 'rat'; the inputs are x, state, rate"):
+        open_network(Source.of(path, pins={"rat": 4}), (X, STATE))
+    (tmp_path / "net.py").write_text("")
+    with pytest.raises(UsageError, match="can be pinned, not those of"):
+        open_network(Source.of(f"{tmp_path}/net.py:Net", pins={"rate": 4}), (X,))
+
+
+def test_a_graph_that_takes_one_row_whatever_it_says(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info("x", FLOAT, ["batch", 5])]
+    shape = onnx.numpy_helper.from_array(np.array([1, 5]), "shape")
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", FLOAT, [None, 5])], [shape])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    network = open_network(tmp_path / "m.onnx", (X,))
+    assert network.fixed_batch == 1
+    assert "the file leaves its batch open and takes one example only" in network.notes
