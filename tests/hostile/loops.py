@@ -36,10 +36,15 @@ def for_ever(_: Path) -> bytes:
 
 
 def in_loops(_: Path) -> bytes:
-    inner = body(node("Neg", "v0", "v1"))
-    for _ in range(4):
-        inner = body(helper.make_node("Loop", ["trips", "on", "v0"], ["v1"], body=inner))
-    return model([loop(inner)], {"trips": np.array(1000), "on": TRUE})
+    inner = node("Neg", "v0_0", "v1_0")
+    for level in range(5):
+        names = (("i", LONG, []), ("c", TensorProto.BOOL, []), ("v0", FLOAT, None))
+        inputs = [helper.make_tensor_value_info(f"{n}_{level}", k, s) for n, k, s in names]
+        outputs = [helper.make_tensor_value_info(f"{n}_{level}", k, s) for n, k, s in (("c1", TensorProto.BOOL, []), ("v1", FLOAT, None))]
+        inside = helper.make_graph([node("Identity", f"c_{level}", f"c1_{level}"), inner], "body", inputs, outputs)
+        given, made = ("x", "y") if level == 4 else (f"v0_{level + 1}", f"v1_{level + 1}")
+        inner = node("Loop", f"trips on {given}", made, body=inside)
+    return model([inner], {"trips": np.array(1000), "on": TRUE})
 
 
 def asked_by_the_input(_: Path) -> bytes:
