@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,17 +13,23 @@ import onnx
 import pytest
 import torch
 
-from hasten import engines, exporting
-from hasten.compress import QuantizeStatic
+import sample_reports
+from hasten import engines, exporting, verbs
+from hasten.compress import FoldBatchNorm, QuantizeStatic
 from hasten.core import folder
+from hasten.core.data import View
 from hasten.core.errors import BackendMissing, Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Recipe
-from hasten.engines import Eager, OnnxRuntime, Program, labels
-from hasten.exporting import Exported, export
+from hasten.core.store import Store
+from hasten.engines import OnnxRuntime, Program, labels
+from hasten.exporting import export
+from hasten.load import saved
 from hasten.load.program import export_program
+from hasten.search.workshop import Workshop
 from networks import lowered, network
 
+RECIPE = Recipe((FoldBatchNorm(), QuantizeStatic()), OnnxRuntime(threads=1))
 RECORD = {"hasten": "0.1.0", "verdict": "kept", "words": 'a "quoted" <é> name'}
 
 
@@ -180,36 +187,64 @@ def test_a_graph_becomes_a_module_for_an_engine_that_takes_modules(tmp_path: Pat
         carrier.pack(Network(kind="graph", body=strange, example=of.example), tmp_path)
 
 
-@pytest.mark.long
-def test_the_result_of_a_run_keeps_its_verdict_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the real search, cut short: float and integer results alike."""
-    import problems
-    from hasten import presets, verbs
-    from hasten.measure import timing
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as the search leaves it, made by hand: a folded and quantized network, and nothing searched."""
+    of, place = network("cnn"), tmp_path_factory.mktemp("runs") / "run"
+    view = View(inputs=(np.concatenate([of.example[0]] * 8),))
+    with folder.new_folder(place / "views") as fresh:
+        for name in ("train", "calibrate", "select"):
+            view.save(fresh / name)
+    with folder.new_folder(place / "networks" / "original") as fresh:
+        saved.save(of, fresh / "network")
+    store = Store(place / verbs.STORE)
+    store.remember("task", {"loss": "original"})
+    store.remember("config", {"model": "0" * 64})
+    store.close()
+    shop = Workshop(place, loss="original", seed=sample_reports.ALL["kept"].seed)
+    shop.make(RECIPE, place / "packages" / "1")
+    shop.close()
+    with folder.new_folder(place / "artifact") as fresh:
+        shutil.copytree(place / "packages" / "1", fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
+        (fresh / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
+        (fresh / "report.json").write_text("{}")
+    return place
 
-    for module, name in ((presets, "default"), (timing, "FULL"), (timing, "RANKING")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    problems.cut_short()
-    run = tmp_path / "run"
-    inputs = problems.write_files(tmp_path)
-    told = verbs.optimize(*inputs, max_drop=0.05, run=run, options=verbs.Options(trials=4))
-    assert told.chosen
-    before = folder.size_bytes(run / "artifact")
-    found: dict[str, Exported] = {to: export(run, to) for to in ("onnx", "safetensors")}
-    assert folder.size_bytes(run / "artifact") == before
-    assert found["onnx"].accepted
-    assert found["onnx"].difference == 0
-    assert found["onnx"].inputs == "held out"
-    metadata = labels.read(run / "export" / "onnx" / "model.onnx")
+
+@pytest.mark.parametrize(
+    ("to", "tolerance"),
+    [
+        ("onnx", 1e-6),
+        pytest.param("openvino", 0.1, marks=pytest.mark.long),
+        pytest.param("pt2", 0.1, marks=pytest.mark.long),
+        pytest.param("safetensors", 1e-3, marks=pytest.mark.long),
+    ],
+)
+def test_the_result_of_a_run_keeps_its_verdict_on_the_way(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, tolerance: float
+) -> None:
+    told = sample_reports.ALL["kept"]
+    monkeypatch.setattr(verbs, "load_report", lambda run: told)
+    before = (finished / "artifact" / "manifest.json").read_bytes()
+    found = export(finished, to, out=tmp_path / to, tolerance=tolerance)
+    assert found.accepted, found.reason
+    assert (found.inputs, found.examples) == ("held out", 32)
+    assert (finished / "artifact" / "manifest.json").read_bytes() == before
+    file = next(f for f in sorted((tmp_path / to).iterdir()) if f.suffix in (".onnx", ".xml", ".safetensors", ".pt2"))
+    metadata = labels.read(file)
     assert metadata
-    assert (metadata["verdict"], metadata["score"]) == (told.verdict, told.chosen.score)
-    assert metadata["recipe"] == told.chosen.recipe
-    assert metadata["sentence"] == told.sentence
-    assert found["safetensors"].accepted
-    quantized = any(isinstance(s, QuantizeStatic) for s in Recipe.from_json(told.chosen.recipe).steps)
-    assert any(re.search("left for later.*QuantizeStatic", n) for n in found["safetensors"].notes) == quantized
-    assert export(run / "export" / "onnx" / "model.onnx", "openvino", tolerance=0.2).metadata["verdict"] == told.verdict
-    shutil.rmtree(run / "artifact")
+    assert told.chosen
+    assert (metadata["verdict"], metadata["score"], metadata["sentence"]) == (told.verdict, told.chosen.score, told.sentence)
+    assert metadata["verdict_holds_in"] == "OnnxRuntime(threads=1)"
+    assert metadata["recipe"] == RECIPE.to_json()
+    assert (tmp_path / to / "report.json").exists()
+    assert any(re.search("left for later.*QuantizeStatic", n) for n in found.notes) == (to == "safetensors")
+    if to == "onnx":
+        again = export(file, "onnx", out=tmp_path / "again")
+        assert (again.metadata["verdict"], again.metadata["recipe"]) == (told.verdict, RECIPE.to_json())
+
+
+def test_an_unfinished_run_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "load_report", lambda run: dataclasses.replace(sample_reports.ALL["kept"], state="interrupted"))
     with pytest.raises(UsageError, match="holds no finished run"):
-        export(run, "onnx")
-    assert Eager().takes == "module"
+        export(finished, "onnx")
