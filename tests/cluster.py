@@ -63,7 +63,9 @@ def cluster(count: int) -> Iterator[Nodes]:
         _until_open(home)
         for at in range(count):
             before, own = (stack.enter_context(_namespace(at)), f"{_NET}.{at + 11}") if apart else ([], "127.0.0.1")
-            groups.append(_start(before, [f"--address={nodes.address}", "--num-cpus=1", f"--node-ip-address={own}"]))
+            # a folder of its own, because nodes that start at once on one machine choose the same sockets
+            words = [f"--address={nodes.address}", "--num-cpus=1", f"--node-ip-address={own}", f"--temp-dir={place}/{at}"]
+            groups.append(_start(before, words))
         nodes.groups = groups[1:]
         yield nodes
 
