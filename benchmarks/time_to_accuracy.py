@@ -276,14 +276,18 @@ class Tuning:
         return max(known, key=known.__getitem__) if len(known) == len(found) else None
 
     def plan(self, target: str, method: str) -> Plan | None:
-        """The fewest passes that reach the target and the margin; where none does, the best of all; None before tuning."""
-        task = target.split()[0]
+        """The fewest passes that reach the target and the margin; where none does, the best of all; None where tuning has not got there."""
+        task, found = target.split()[0], {}
         if (rate := self.best_rate(task, method)) is None:
             return None
-        plans = [Plan(passes=passes, rate=rate) for passes in PASSES[task][method]]
-        found = {plan: value for plan in plans if (value := self.accuracy(task, method, plan)) is not None}
-        enough = [plan for plan, value in found.items() if value >= TARGETS[target] + MARGIN]
-        return enough[0] if enough else max(found, key=found.__getitem__)
+        for passes in PASSES[task][method]:
+            plan = Plan(passes=passes, rate=rate)
+            if (value := self.accuracy(task, method, plan)) is None:
+                return None
+            if value >= TARGETS[target] + MARGIN:
+                return plan
+            found[plan] = value
+        return max(found, key=found.__getitem__)
 
 
 def tune(target: str, methods: list[str]) -> None:
@@ -326,6 +330,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 found = _launch(loop, target.split()[0], plan, seed)
                 rows.append({**row, "seconds": found["seconds"], "accuracy": found["accuracy"]})
                 options.keep(_summed(rows, missing))
+    if not rows:
+        sys.exit(f"{TUNING} tells no plan for {', '.join(targets)}; run with --tune first")
     return _summed(rows, missing)
 
 

@@ -92,7 +92,7 @@ def test_bases_add_up_to_one_at_each_place() -> None:
         assert y is not None
         assert (x.shape[1:], x.dtype) == ((4, 60), np.float32)
         assert np.allclose(x.sum(1), 1)
-        assert (x[y == 0][:, [2, 3], [30, 31]] > 0).mean() > 0.99, "an exon ends in front of GT"
+        assert (x[y == 0][:, [2, 3], [30, 31]] > 0).mean() > 0.97, "an exon ends in front of GT"
 
 
 @pytest.mark.parametrize(
