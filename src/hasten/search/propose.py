@@ -1,7 +1,8 @@
 """Which recipe to try next. Knows steps and engines by their class facts and fields alone.
 
-Cheap before dear: (1) race the engines on the unchanged network; (2) put each step that keeps the structure in front of each engine, with
-a step that aims at the score behind it where it loses too much alone, and tune the fastest engines on the unchanged network; (3) change the structure, which needs a training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was
+Cheap before dear: (1) race the engines on the unchanged network; (2) put each step that keeps the structure in front of each engine,
+with a step that aims at the score behind it where it loses too much alone, and tune the fastest engines on the unchanged network; (3)
+change the structure, which needs a training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was
 lost, try the steps that aim at it. Before (3) no more than `FIRST` of the time is used.
 It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
 run repeats them.
