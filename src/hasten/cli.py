@@ -89,8 +89,11 @@ def optimize(
         examples_per_s=examples_per_s,
         command=_command(),
     )
-    with _progress() as watcher:
-        found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+    try:
+        with _progress() as watcher:
+            found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+    except Interrupted as why:
+        _show_interrupted(why.report, json_)
     _show(found, json_)
 
 
@@ -272,9 +275,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise KeyboardInterrupt
     except HastenError as why:
         _fail(str(why), why.exit_code)
-    except Interrupted as why:
-        print("hasten: interrupted; the same command goes on from here. So far:", file=sys.stderr)
-        _show_interrupted(why.report)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
     except BrokenPipeError:
@@ -287,11 +287,13 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show_interrupted(found: Any) -> NoReturn:
-    from hasten.report.terminal import show
-
-    show(found, _console())
-    sys.exit(INTERRUPTED)
+def _show_interrupted(found: Any, as_json: bool) -> NoReturn:
+    """Prints the report so far; leaves with the exit code of an unfinished run."""
+    print("hasten: interrupted; the same command goes on from here", file=sys.stderr)
+    best = Path(found.artifact).with_name("best-so-far") if found.artifact else None
+    if best and best.is_dir():
+        print(f"hasten: the best so far, not proved yet, is in {best}", file=sys.stderr)
+    _show(found, as_json)
 
 
 def _rate(words: str) -> Any:
@@ -326,7 +328,7 @@ def _progress() -> Any:
     return Live(sys.stderr)
 
 
-def _show(found: Report, as_json: bool, *, running: bool = False) -> None:
+def _show(found: Report, as_json: bool, *, running: bool = False) -> NoReturn:
     """Prints the report and leaves with its exit code; looking at an unfinished run is no error."""
     if as_json:
         from hasten.report import json_text
