@@ -37,7 +37,7 @@ from hasten.measure import timing
 from hasten.measure.scores import Accuracy
 from hasten.search import bench, finals, workshop
 from hasten.search.catalogue import Catalogue, Settings
-from hasten.search.run import Job
+from hasten.search.run import Job, optimize
 from hasten.search.watch import Watch, Watcher, nobody
 
 COLUMNS = 64
@@ -281,14 +281,15 @@ def job(run: Path, store: Store, settings: Settings, *, catalogue: Catalogue = C
 SETTINGS = Settings(limit=Limit(max_drop=0.02), trials=12, batches=(1,))
 
 
-def search(run: Path, settings: Settings = SETTINGS, **more: Any) -> Report:
-    """The search in a prepared folder, from where it is to its end."""
+def search(run: Path, settings: Settings = SETTINGS, *, told: bool = True, **more: Any) -> Report:
+    """The search in a prepared folder, from where it is to its end; its report is written where it is to be `told`."""
     lock = folder.Lock(run)
     try:
         store = Store(run / verbs.STORE)
         try:
             with stand_ins(store):
-                return verbs._told(run, job(run, store, settings, **more))
+                begun = job(run, store, settings, **more)
+                return verbs._told(run, begun) if told else optimize(begun)
         finally:
             store.close()
     finally:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from hasten.core import folder
+from hasten.core.child import Child, Reply
 from hasten.core.data import View
-from hasten.core.errors import DataRefused
+from hasten.core.errors import ChildFailed, DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import fingerprint
 from hasten.core.score import Score
+from hasten.load.guards.places import room_for
 from hasten.search.workshop import ORIGINAL
 
 _EXAMPLE = 4
@@ -25,14 +27,27 @@ _DROP = 0.01  # the cut's own default aim
 _LOOK = 256  # rows that the score is chosen by
 
 
+def call(child: Child, function: str, file: str | Path, /, *, refusal: type[HastenError] = ModelRefused, **values: Any) -> Reply:
+    """Calls a function of a guarded child that opens `file`. Whatever the file does to the child, it is refused in one line.
+
+    Raises:
+        HastenError: what the function raised; `refusal` where it raised what no reader should, or the child died.
+    """
+    try:
+        return child.call(function, **values)
+    except ChildFailed as why:
+        raise refusal(f"{Path(file).name} cannot be opened: {why}") from why
+
+
 def read_and_cut(
     *, run: str, data: str, prove: str | None, target: str | None, group: str | None, seed: int, max_drop: float
 ) -> dict[str, Any]:
     """Reads data files, cuts them into views under `run/views`, *prove* sealed."""
     from hasten.load.data import read
 
-    loaded = read(data, target=target, group=group)
-    held_out = read(prove, target=target, group=group, classes=loaded.classes) if prove else None
+    with room_for(*filter(None, (data, prove))):
+        loaded = read(data, target=target, group=group)
+        held_out = read(prove, target=target, group=group, classes=loaded.classes) if prove else None
     return cut(Path(run), loaded, held_out, seed=seed, max_drop=max_drop)
 
 
@@ -51,6 +66,7 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
         "provenance": parts.provenance,
         "notes": list(parts.notes),
         "classes": list(data.classes or ()),
+        "inputs": list(data.names),
         **_learning(parts.train, parts.select, parts.prove),
     }
 
@@ -59,7 +75,9 @@ def read_and_keep_back(*, run: str, data: str, target: str | None, group: str | 
     """Reads data files and cuts them for `apply`."""
     from hasten.load.data import read
 
-    return keep_back(Path(run), read(data, target=target, group=group), seed=seed)
+    with room_for(data):
+        loaded = read(data, target=target, group=group)
+    return keep_back(Path(run), loaded, seed=seed)
 
 
 def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
         for name, view in (("train", train), ("calibrate", parts.calibrate), ("select", parts.select)):
             view.save(fresh / name)
     examples = {"train": len(train), "score": len(parts.select)}
-    return {"examples": examples, "notes": list(data.notes), **_learning(train, parts.select)}
+    return {"examples": examples, "notes": list(data.notes), "inputs": list(data.names), **_learning(train, parts.select)}
 
 
 def _joined(one: View, other: View) -> View:
@@ -99,11 +117,14 @@ def example(run: Path) -> Arrays:
     return tuple(np.ascontiguousarray(r) for r in rows)
 
 
-def open_file(*, run: str, model: str, score: str | None, highest_label: int | None) -> dict[str, Any]:
+def open_file(*, run: str, model: dict[str, Any], inputs: list[str], score: str | None, highest_label: int | None) -> dict[str, Any]:
     """Opens a model file, checks it on real rows and saves it as `run/networks/original`."""
     from hasten.load import files
+    from hasten.load.source import Source
 
-    network = files.open_network(Path(model), example(Path(run)))
+    source, given = Source(**model), example(Path(run))
+    with source.room(given):
+        network = files.open_network(source, given, inputs)
     return admit(Path(run), network, score, highest_label)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,10 @@ from hasten.core.network import Arrays
 _HEAD = 8
 _MOST_HEAD = 1 << 26
 _START_S = 60.0
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: " (the system may have run out of memory)",
+    signal.SIGXCPU: " (more processor time than it was given)",
+}
 _to_parent: socket.socket | None = None
 
 
@@ -113,24 +118,24 @@ class Child:
                 if progress:
                     progress(*head["progress"])
         except TimeoutError:
-            self._process.kill()
+            self.stop()
             raise ChildFailed(f"no answer within {deadline_s:.0f} s, stopped") from None
         except (EOFError, OSError):
             raise ChildFailed(self._obituary()) from None
         except BaseException:
-            self._process.kill()  # Ctrl-C in the middle of an answer: the rest of it must not be read as the next
+            self.stop()  # Ctrl-C in the middle of an answer: the rest of it must not be read as the next
             raise
         if "error" in head:
             raise named(*head["error"])
         return Reply(head["value"], given)
 
     def pause(self) -> None:
-        """Stops the process (SIGSTOP) until `resume`."""
-        self._process.send_signal(signal.SIGSTOP)
+        """Stops the process and what it started (SIGSTOP) until `resume`."""
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets it run on."""
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def peak_memory_bytes(self) -> int:
         """Its resident set at the highest so far; 0 where the system does not tell."""
@@ -140,23 +145,33 @@ class Child:
                     return int(line.split()[1]) * 1024
         return 0
 
+    def stop(self) -> None:
+        """Kills it and what it started. May be called from any thread: a call under way there raises ChildFailed."""
+        self._signal(signal.SIGKILL)
+
     def close(self) -> None:
-        """Kills it."""
-        self._process.kill()
+        """Kills it and gives back what it held."""
+        self.stop()
         self._process.wait()
         self._socket.close()
         self._log.close()
+
+    def _signal(self, number: int) -> None:
+        """To its whole session, which is its own: a compiler that it started must not go on either."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def _obituary(self) -> str:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.stop()
             code = self._process.wait()
         self._log.seek(0)
         lines = [line for line in self._log.read()[-4000:].decode(errors="replace").splitlines() if line.strip()]
         cause = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        hint = _HINTS.get(-code, "")
         return f"the process {cause}{hint}" + (f": {lines[-1][:300]}" if lines else "")
 
 
@@ -164,6 +179,34 @@ def report_progress(share: float, words: str) -> None:
     """In a child: tells the parent how far the call is, in [0, 1]. Elsewhere: nothing."""
     if _to_parent is not None:
         _send(_to_parent, {"progress": [share, words]}, ())
+
+
+@contextlib.contextmanager
+def room(more_bytes: int, more_s: float) -> Iterator[None]:
+    """Inside, this process may take so much more memory and processor time than it has taken until now.
+
+    What asks for more memory fails as on a full machine; with more time the process dies of SIGXCPU, so this is for children.
+    Memory counts when it is asked for and may be written, whether or not it is. Only Linux counts it so; elsewhere there is no limit.
+
+    Args:
+        more_bytes, more_s: > 0.
+    """
+    import resource
+
+    limits = {resource.RLIMIT_CPU: math.ceil(sum(os.times()[:2]) + more_s)}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        taken = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        limits[resource.RLIMIT_DATA] = taken * 1024 + more_bytes
+    before = {which: resource.getrlimit(which) for which in limits}
+    for which, limit in limits.items():
+        hard = before[which][1]
+        resource.setrlimit(which, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        for which, old in before.items():
+            resource.setrlimit(which, old)
 
 
 def _send(to: socket.socket, head: dict[str, Any], arrays: Arrays) -> None:
@@ -227,6 +270,8 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(OSError):  # should the machine run out of memory, it takes this process and not its parent
+        Path("/proc/self/oom_score_adj").write_text("500")
     if limit:
         import resource
 

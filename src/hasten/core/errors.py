@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_LONGEST = 2000
+
 
 class HastenError(Exception):
-    """Root of the tree. Its message is one line: what was expected, what came, what to do."""
+    """Root of the tree. Its message is one line: what was expected, what came, what to do.
+
+    Names out of a stranger's file stand in messages, so nothing in one moves a cursor, colours a terminal or turns the line round.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(HastenError, ValueError):
@@ -57,6 +67,10 @@ class ChildFailed(HastenError):
     """Code in a guarded child process raised, crashed, hung or outgrew its memory."""
 
 
+class WorkerLost(ChildFailed):
+    """A machine or its worker went away in the middle of its work; another one may do it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of a run, with the report so far; the same call goes on from there."""
 
@@ -75,6 +89,16 @@ def named(name: str, message: str) -> HastenError:
     """
     found = {cls.__name__: cls for cls in _tree(HastenError)}.get(name)
     return found(message) if found else ChildFailed(f"{name}: {message}")
+
+
+def one_line(text: str) -> str:
+    r"""`text` in one line of at most 2,000 characters, with control, direction and unassigned characters as escapes.
+
+    >>> one_line("cat\x1b[31m\u202e\nx")
+    'cat\\x1b[31m\\u202e x'
+    """
+    kept = "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split()))
+    return kept if len(kept) <= _LONGEST else kept[: _LONGEST - 1] + "…"
 
 
 def _tree(root: type[HastenError]) -> list[type[HastenError]]:

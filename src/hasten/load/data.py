@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.data import Array, View
-from hasten.core.errors import DataRefused, HastenError, OutOfResources, UsageError
+from hasten.core.errors import DataRefused, HastenError, ModelRefused, OutOfResources, UsageError
 from hasten.load.examples import Loaded, Naming, as_array, assemble, check_labels, check_room, checked, listed, room_bytes
+from hasten.load.guards.archives import check_zip
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -33,9 +34,9 @@ def read(source: Any, *, target: str | None = None, group: str | None = None, cl
     Args:
         source: one of
             a `View`, or what `read` returned before (handed back as it is);
-            an array or tensor (inputs alone), or a tuple of them, (x, y) or (x1, x2, …, y);
+            an array or tensor (inputs alone), or a tuple of them, (x, y) or (x1, x2, …, y), or (mapping of inputs, y);
             a mapping of names to arrays, a pandas DataFrame;
-            a torch `Dataset` or `DataLoader` or any iterable, of x, (x, y), (x1, x2, …, y) or mappings;
+            a torch `Dataset` or `DataLoader` or any iterable, of x, (x, y), (x1, x2, …, y), mappings or (mapping, y);
             the path of an `.npz` or `.npy` file, a `.csv`, `.tsv` or `.parquet` table, or of a folder of images with one
             sub-folder per class.
         target: the name of the part that holds the labels. Without it, the one part called y, label, labels or target.
@@ -111,7 +112,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _parts(item: Any) -> dict[str, Any]:
-    """x → {x0}; (x, y) → {x0, y}; (x1, x2, y) → {x0, x1, y}; a mapping is one already."""
+    """x → {x0}; (x, y) → {x0, y}; (x1, x2, y) → {x0, x1, y}; a mapping is one already, with its labels or beside them."""
     if isinstance(item, Mapping):
         return dict(item)
     if not isinstance(item, tuple):
@@ -119,6 +120,8 @@ def _parts(item: Any) -> dict[str, Any]:
     if not item:
         raise DataRefused("an example must hold at least an input, got an empty tuple")
     *inputs, label = item if len(item) > 1 else (*item, None)
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        return {**inputs[0], **({} if label is None else {"y": label})}
     return {f"x{i}": x for i, x in enumerate(inputs)} | ({} if label is None else {"y": label})
 
 
@@ -209,23 +212,26 @@ def _joined(rows: list[Array], name: str, batched: bool) -> Array:
 def _read_npy(path: Path) -> Array:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError) as why:
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError, TypeError, SyntaxError) as why:
         raise DataRefused(f"{path} must be a NumPy array without objects: {why}") from why
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     """The members in file order. Their sizes are looked up before anything is unpacked; nothing is ever unpickled."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+        with open(path, "rb") as file:
+            members = check_zip(file, str(path))
             check_room(sum(member.file_size for member in members), f"{path}, unpacked,")
+            archive = zipfile.ZipFile(file)
             names = [member.filename.removesuffix(".npy") for member in members]
             if len(set(names)) != len(names):
                 raise DataRefused(f"{path} must hold each name once, got {listed(names)}")
             return {name: _read_member(archive, member) for name, member in zip(names, members, strict=True)}
+    except ModelRefused as why:
+        raise DataRefused(str(why)) from why
     except HastenError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as why:
+    except (OSError, ValueError, EOFError, RuntimeError, RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as why:
         raise DataRefused(f"{path} must be a whole .npz of arrays without objects: {why}") from why
 
 

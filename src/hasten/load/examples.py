@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from hasten.core.data import Array, View
 from hasten.core.errors import DataRefused, OutOfResources, UsageError
+from hasten.load.guards.places import most_bytes
 
 FEWEST = 3
 _LABEL_NAMES = ("y", "label", "labels", "target")
@@ -36,12 +37,14 @@ class Loaded:
         classes: the names behind the labels 0, 1, …; None where the labels came as numbers.
         groups: (n,) names or numbers; examples of one group belong together. None without groups.
         notes: plain sentences for the report.
+        names: of the inputs, where the data had some.
     """
 
     view: View
     classes: tuple[str, ...] | None = None
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.view)
@@ -64,13 +67,14 @@ def assemble(parts: Mapping[str, Any], naming: Naming, *, where: str, notes: tup
     inputs, target = roles(list(parts), naming, where=where)
     if all(re.fullmatch(r"x\d+", name) for name in inputs):
         inputs = sorted(inputs, key=lambda name: int(name[1:]))
-    return checked(
+    found = checked(
         [parts[name] for name in inputs],
         None if target is None else parts[target],
         groups=None if naming.group is None else parts[naming.group],
         classes=naming.classes,
         notes=notes,
     )
+    return replace(found, names=tuple(inputs))
 
 
 def roles(names: Sequence[str], naming: Naming, *, where: str) -> tuple[list[str], str | None]:
@@ -204,6 +208,15 @@ def check_room(size_bytes: int, what: str) -> None:
         raise OutOfResources(
             f"{what} would take {size_bytes / 1e9:.1f} GB and there is room for {room / 1e9:.1f} GB "
             f"(a third of the free memory); give a smaller part of the data"
+        )
+
+
+def check_growth(size_bytes: int, file_bytes: int, what: str) -> None:
+    """Refuses what unpacks to more than `most_bytes` of its file, before anything is allocated. Raises DataRefused."""
+    if size_bytes > most_bytes(file_bytes):
+        raise DataRefused(
+            f"{what} would take {size_bytes:,} bytes and lies in {file_bytes:,}, as files do that are made to fill a memory; "
+            f"at most {most_bytes(file_bytes):,} are taken: give it in parts, or stored without compression"
         )
 
 

@@ -5,6 +5,7 @@ Shapes: images (n, channels, height, width), 1 channel for gray, 3 for colour.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from hasten.core.data import Array
 from hasten.core.errors import BackendMissing, DataRefused, UsageError
-from hasten.load.examples import Loaded, Naming, check_room, checked, encode, listed
+from hasten.load.examples import Loaded, Naming, check_growth, check_room, checked, encode, listed
 
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MODES = {"1": ("L", 255), "L": ("L", 255), "P": ("RGB", 255), "RGB": ("RGB", 255), "I;16": ("I;16", 65535)}
@@ -61,7 +62,9 @@ def read_folder(folder: Path, naming: Naming) -> Loaded:
             raise DataRefused(f"all images must have one size and kind, got {frame} in {files[0]} and {other} in {path}")
     names = np.array([path.parent.name for path in files])
     codes, classes = encode(names, naming.classes)
-    check_room(4 * len(files) * int(np.prod(frame.shape)), f"{folder}, decoded,")
+    size = 4 * len(files) * math.prod(frame.shape)
+    check_growth(size, sum(path.stat().st_size for path in files), f"{folder}, decoded,")
+    check_room(size, f"{folder}, decoded,")
     images = np.empty((len(files), *frame.shape), dtype=np.float32)
     for i, path in enumerate(files):
         images[i] = _decode(path, frame)

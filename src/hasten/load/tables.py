@@ -9,11 +9,12 @@ import numpy as np
 
 from hasten.core.data import Array
 from hasten.core.errors import BackendMissing, DataRefused, UsageError
-from hasten.load.examples import Loaded, Naming, check_room, checked, listed, roles
+from hasten.load.examples import Loaded, Naming, check_growth, check_room, checked, listed, roles
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_MOST_COLUMNS, _LONGEST_HEADER = 100_000, 2**23
 _BYTES_PER_CSV_BYTE = 4  # "0," becomes a float64
 
 
@@ -24,6 +25,7 @@ def read_table(path: Path, naming: Naming) -> Loaded:
         if path.suffix.lower() == ".parquet":
             frame = _read_parquet(path)
         else:
+            _check_header(path)
             check_room(path.stat().st_size * _BYTES_PER_CSV_BYTE, f"{path}, read,")
             frame = pandas.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", low_memory=False)
     except (OSError, ValueError) as why:
@@ -61,6 +63,14 @@ def from_frame(frame: pd.DataFrame, naming: Naming, *, where: str) -> Loaded:
         groups=None if naming.group is None else _column(frame[naming.group], where),
         classes=naming.classes,
     )
+
+
+def _check_header(path: Path) -> None:
+    """From the first line alone: a table keeps an object for every column, however short."""
+    with open(path, "rb") as file:
+        names = file.readline(_LONGEST_HEADER)
+    if len(names) == _LONGEST_HEADER or names.count(b",") + names.count(b"\t") > _MOST_COLUMNS:
+        raise DataRefused(f"{path} must have at most {_MOST_COLUMNS} columns, got more; give it as .npz")
 
 
 def _check_columns(columns: list[str], where: str) -> None:
@@ -107,7 +117,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except ImportError as why:
         raise BackendMissing("reading Parquet needs pyarrow; pip install 'hasten[tables]'") from why
     facts = parquet.read_metadata(path)
-    check_room(facts.num_rows * facts.num_columns * 8, f"{path}, read,")
+    size = facts.num_rows * facts.num_columns * 8
+    check_growth(size, path.stat().st_size, f"{path}, read,")
+    check_room(size, f"{path}, read,")
     return parquet.read_table(path).to_pandas()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hasten.core import folder
 from hasten.core.data import Views
 from hasten.core.errors import ModelRefused
 from hasten.core.recipe import Loss, Recipe, Space, Step
-from hasten.core.report import Report
+from hasten.core.report import Report, Trial
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine
@@ -20,7 +22,9 @@ from hasten.search.bench import Bench
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.clock import Clock
 from hasten.search.conclude import finish, take
-from hasten.search.propose import propose
+from hasten.search.crew import to_come
+from hasten.search.outpost import Hands
+from hasten.search.propose import Dialogue, propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
@@ -39,6 +43,7 @@ class Job:
     catalogue: Catalogue
     settings: Settings
     watch: Watch
+    hands: Hands = field(default_factory=Hands)
 
 
 def optimize(job: Job) -> Report:
@@ -53,7 +58,9 @@ def optimize(job: Job) -> Report:
     before_s = job.store.fact("seconds") or 0.0
     clock = Clock(limit_s=job.settings.time_limit_s, elapsed_s=job.watch.elapsed_s, before_s=before_s)
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
+    folder.sweep(job.folder)
     try:
+        workshop.crew = job.hands.hire(job.folder, loss=job.loss, seed=job.settings.seed)
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
         job = _settle(job, bench)
         _search(job, bench, clock)
@@ -114,21 +121,30 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
     guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
     watch.expected_trials = min(settings.trials or guess, guess)
     reserve_s = (settings.time_limit_s or 0.0) - settings.search_s
-    best = Best(job, bench)
-    dialogue = propose(job.catalogue, spaces, settings, _guesses(job))
+    guesses = _guesses(job)
+
+    def begin() -> Dialogue:
+        return propose(job.catalogue, spaces, settings, guesses)
+
+    dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
-    tried = 0
-    while recipe is not None and (settings.trials is None or tried < settings.trials) and clock.left_s() > reserve_s:
+    said: list[Trial] = []
+    while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > reserve_s:
         began = time.monotonic()
         bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - reserve_s))
+        if crew:
+            crew.follow(begin, said)
         trial = bench.attempt(recipe, watch.progress)
-        tried += 1
+        said.append(trial)
+        watch.coming = _coming(begin, said, settings, watch.coming)
         best.see(trial)
         watch.ended(trial, time.monotonic() - began)
         try:
             recipe = dialogue.send(trial)
         except StopIteration:
             recipe = None
+    if crew:
+        crew.drop()
 
 
 def _guesses(job: Job) -> dict[type[Step], Step]:
@@ -152,3 +168,11 @@ def _survey(job: Job, workshop: Workshop) -> dict[type[Step], Space]:
         for kind in kinds
         if "space" in found[kind.__name__]
     }
+
+
+def _coming(begin: Callable[[], Dialogue], said: Sequence[Trial], settings: Settings, last: float | None) -> float:
+    """Trials still to come. Looking ahead replays the whole dialogue, so a long one is looked at less often."""
+    if last is not None and len(said) > 100 and len(said) % (len(said) // 20):
+        return last - 1
+    found = to_come(begin, said)
+    return found if settings.trials is None else min(found, settings.trials - len(said))
