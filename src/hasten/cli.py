@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -73,33 +74,12 @@ def optimize(
     json_: Json = False,
 ) -> None:
     """Find the fastest network that keeps the score, and prove it."""
+    words = dict(locals())  # most of them go on under their own names
     from hasten import verbs
 
     if accept not in ("proof", "point"):
         raise UsageError(f"--accept must be proof or point, got {accept!r}")
-    options = verbs.Options(
-        batch=batch,
-        score=score,
-        target=target,
-        group=group,
-        seed=seed,
-        trials=trials,
-        time_limit=time_limit,
-        effort=effort,  # type: ignore[arg-type]  # Options checks it
-        objective=objective,
-        pick=pick,
-        confidence=confidence,
-        accept="point" if accept == "point" else "proof",
-        latency_ms=latency_ms,
-        size_bytes=size_bytes,
-        peak_memory_bytes=peak_memory_bytes,
-        energy_mj=energy_mj,
-        min_speedup=min_speedup,
-        examples_per_s=examples_per_s,
-        workers=workers,
-        ray=ray,
-        command=_command(),
-    )
+    options = verbs.Options(**{f.name: words[f.name] for f in fields(verbs.Options) if f.name in words}, command=_command())
     try:
         with _progress(json_) as watcher:
             found = verbs.optimize(_source(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)

@@ -19,7 +19,7 @@ from typing import Protocol
 from hasten.core.errors import BackendMissing, ChildFailed, HastenError, WorkerLost
 from hasten.core.recipe import Recipe
 from hasten.core.report import Trial
-from hasten.search.propose import Dialogue
+from hasten.search.board import Dialogue
 
 Progress = Callable[[float, str], None]
 _FAR = 1000  # trials; no search is looked at further ahead

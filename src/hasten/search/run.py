@@ -19,12 +19,13 @@ from hasten.measure import machine
 from hasten.search import summary, warm
 from hasten.search.anytime import Best
 from hasten.search.bench import Bench
+from hasten.search.board import Dialogue
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.clock import Clock
 from hasten.search.conclude import finish, take
 from hasten.search.crew import to_come
 from hasten.search.outpost import Hands
-from hasten.search.propose import Dialogue, propose
+from hasten.search.propose import propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
