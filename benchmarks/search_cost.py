@@ -23,8 +23,8 @@ import reference_networks
 
 import hasten
 from hasten import presets
+from hasten.search.clock import parse_duration
 from hasten.search.watch import Event
-from hasten.verbs import parse_duration
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

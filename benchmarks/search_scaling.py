@@ -39,6 +39,7 @@ from hasten.engines import OnnxRuntime
 from hasten.load import saved
 from hasten.report.html import page
 from hasten.search import crew, finals, prover, summary
+from hasten.search.catalogue import Settings
 from hasten.search.propose import propose
 from hasten.search.workshop import ORIGINAL, Workshop
 
@@ -102,7 +103,7 @@ def with_trials(count: int, place: Path) -> Row:
     with clocked(row, "read"):
         trials = store.trials()
     with clocked(row, "contenders"):
-        finals.contenders(trials, *contest())
+        finals.contenders(trials, Settings(limit=Limit(), batches=(1,)))
     with clocked(row, "report"):
         found = summary.report(place, store)
     with clocked(row, "page"):
@@ -111,11 +112,6 @@ def with_trials(count: int, place: Path) -> Row:
         crew.to_come(lambda: propose(madeup.CATALOGUE, {}, madeup.SETTINGS), dialogue_trials[:3])
     store.close()
     return row
-
-
-def contest() -> tuple[Any, ...]:
-    """What `contenders` wants besides the trials."""
-    return (Limit(), 1)
 
 
 def measurement(ms: float, drop: float) -> Measurement:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import madeup
-from hasten import verbs
+import sample_reports
+from hasten import cli, verbs
 from hasten.core import folder
 from hasten.core.errors import Interrupted, UsageError
 from hasten.core.report import Limit, Report
@@ -121,6 +122,23 @@ def test_ctrl_c_gives_the_report_so_far(tmp_path: Path, monkeypatch: pytest.Monk
         verbs.optimize(torch.nn.Linear(2, 2), np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), run=tmp_path / "run")
     assert why.value.report.state == "interrupted"  # type: ignore[attr-defined]
     assert "the same command goes on" in why.value.report.sentence  # type: ignore[attr-defined]
+
+
+def test_the_command_line_prints_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "best-so-far").mkdir()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted(replace(sample_reports.ALL["kept"], state="interrupted", artifact=str(tmp_path / "artifact")))
+
+    monkeypatch.setattr(verbs, "optimize", interrupted)
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(SystemExit) as code:
+        cli.main(["optimize", str(tmp_path / "model.pt2"), "--data", str(tmp_path / "model.pt2")])
+    told = capsys.readouterr()
+    assert code.value.code == 130
+    assert "the same command goes on from here" in told.err
+    assert f"not proved yet, is in {tmp_path / 'best-so-far'}" in told.err.replace("\n", "")
+    assert "OnnxRuntime" in told.out
 
 
 def test_the_clock_counts_what_killed_processes_took() -> None:

@@ -10,8 +10,9 @@ import pytest
 from hasten.core.errors import BackendMissing, UsageError
 from hasten.core.report import Interval
 from hasten.measure import energy
+from hasten.search.clock import parse_duration
 from hasten.search.objective import Objective, timed
-from hasten.verbs import Options, parse_duration
+from hasten.verbs import Options
 from sample_reports import measured
 
 OLD = replace(measured(4.0, 0.0, 1_000, batches=(1, 32)), energy_mj=8.0)

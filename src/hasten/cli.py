@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -59,41 +60,25 @@ def optimize(
     peak_memory_bytes: Annotated[int | None, typer.Option("--peak-memory-bytes", help="Cap on memory.")] = None,
     energy_mj: Annotated[float | None, typer.Option("--energy-mj", help="Cap on the energy of a call.")] = None,
     min_speedup: Annotated[float | None, typer.Option("--min-speedup", help="Least speed-up.")] = None,
+    examples_per_s: Annotated[float | None, typer.Option("--examples-per-s", help="Least throughput.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that train side by side.")] = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes train.")] = None,
-    examples_per_s: Annotated[float | None, typer.Option("--examples-per-s", help="Least throughput.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the fastest network that keeps the score, and prove it."""
+    words = dict(locals())  # most of them go on under their own names
     from hasten import verbs
 
     if accept not in ("proof", "point"):
         raise UsageError(f"--accept must be proof or point, got {accept!r}")
-    options = verbs.Options(
-        batch=batch,
-        score=score,
-        target=target,
-        group=group,
-        seed=seed,
-        trials=trials,
-        time_limit=time_limit,
-        effort=effort,  # type: ignore[arg-type]  # Options checks it
-        objective=objective,
-        pick=pick,
-        confidence=confidence,
-        accept="point" if accept == "point" else "proof",
-        latency_ms=latency_ms,
-        size_bytes=size_bytes,
-        peak_memory_bytes=peak_memory_bytes,
-        energy_mj=energy_mj,
-        min_speedup=min_speedup,
-        workers=workers,
-        ray=ray,
-        examples_per_s=examples_per_s,
-        command=_command(),
-    )
-    with _progress(json_) as watcher:
-        found = verbs.optimize(source_of(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+    options = verbs.Options(**{f.name: words[f.name] for f in fields(verbs.Options) if f.name in words}, command=_command())
+    try:
+        with _progress(json_) as watcher:
+            found = verbs.optimize(
+                source_of(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher
+            )
+    except Interrupted as why:
+        _show_interrupted(why.report, json_)
     _show(found, json_)
 
 
@@ -323,9 +308,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise KeyboardInterrupt
     except HastenError as why:
         _fail(str(why), why.exit_code)
-    except Interrupted as why:
-        print("hasten: interrupted; the same command goes on from here. So far:", file=sys.stderr)
-        _show_interrupted(why.report)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", INTERRUPTED)
     except BrokenPipeError:
@@ -338,11 +320,13 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show_interrupted(found: Any) -> NoReturn:
-    from hasten.report.terminal import show
-
-    show(found, _console())
-    sys.exit(INTERRUPTED)
+def _show_interrupted(found: Any, as_json: bool) -> NoReturn:
+    """Prints the report so far; leaves with the exit code of an unfinished run."""
+    print("hasten: interrupted; the same command goes on from here", file=sys.stderr)
+    best = Path(found.artifact).with_name("best-so-far") if found.artifact else None
+    if best and best.is_dir():
+        print(f"hasten: the best so far, not proved yet, is in {best}", file=sys.stderr)
+    _show(found, as_json)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -370,7 +354,7 @@ def _progress(as_json: bool = False) -> Any:
     return Live(sys.stderr, as_json=as_json)
 
 
-def _show(found: Report, as_json: bool, *, running: bool = False) -> None:
+def _show(found: Report, as_json: bool, *, running: bool = False) -> NoReturn:
     """Prints the report and leaves with its exit code; looking at an unfinished run is no error."""
     if as_json:
         from hasten.report import json_text

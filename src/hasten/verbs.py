@@ -19,6 +19,7 @@ from hasten.core.report import Accept, Goal, Limit, Report
 from hasten.core.store import Store
 from hasten.load.source import Source, digest_path
 from hasten.measure import energy
+from hasten.search.clock import parse_duration
 from hasten.search.objective import Objective
 from hasten.search.watch import Watch, Watcher, nobody
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STORE = "run.sqlite"
 _OPENING_S = 600.0
 _ROOM_BYTES = 12 << 30
-_ANY_TIME = ("command", "workers", "ray")  # may differ when a run goes on
+_ANY_TIME = ("command", "pick", "workers", "ray")  # may differ when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ class Options:
     peak_memory_bytes: int | None = None
     energy_mj: float | None = None
     min_speedup: float | None = None
+    examples_per_s: float | None = None
     workers: int | None = None
     ray: str | None = None
-    examples_per_s: float | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -192,24 +193,6 @@ def parse_drop(words: float | str) -> tuple[float, bool]:
     return (value, False) if unit is None else (value / 100, unit == "%rel")
 
 
-def parse_duration(words: float | str | None) -> float | None:
-    """Seconds.
-
-    >>> parse_duration("10m"), parse_duration("1h30m"), parse_duration(45), parse_duration(None)
-    (600.0, 5400.0, 45.0, None)
-
-    Raises:
-        UsageError: on anything else, and on nothing at all.
-    """
-    if words is None:
-        return None
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(words).strip())
-    seconds = sum(float(n) * unit for n, unit in zip(found.groups("0"), (3600, 60, 1), strict=True)) if found else 0.0
-    if not seconds > 0:
-        raise UsageError(f"a time limit must look like 10m, 90s, 1h30m or a number of seconds above 0, got {words!r}")
-    return seconds
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Given:
     """What the user brought, with the digests by which a folder knows it again."""
@@ -239,7 +222,7 @@ class _Given:
 
     def config(self, limit: Limit, relative: bool, options: Options) -> dict[str, Any]:
         """All that a run depends on; one folder holds one such."""
-        asked = {k: v for k, v in vars(options).items() if k not in (*_ANY_TIME, "pick")}
+        asked = {k: v for k, v in vars(options).items() if k not in _ANY_TIME}
         return {**self.digests, "limit": limit.to_json(), "relative": relative, **asked}
 
 

@@ -113,9 +113,9 @@ class Bench:
                 self.baseline = baseline
             with self.workshop.quiet():
                 latency = timing.quick(runner, self.select.inputs, self.settings.batches)
-                energy_mj = self._energy(runner) if self.settings.counts_energy else None
+                spent = self._energy(runner) if self.settings.counts_energy else None
             found = self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
-            return replace(found, energy_mj=energy_mj)
+            return replace(found, energy_mj=spent)
 
     def _energy(self, runner: Runner) -> float:
         piece = tuple(a[: self.settings.batch] for a in self.select.inputs)

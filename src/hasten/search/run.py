@@ -122,12 +122,12 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
     guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
     watch.expected_trials = min(settings.trials or guess, guess)
     reserve_s = (settings.time_limit_s or 0.0) - settings.search_s
-    best, crew, guesses = Best(job, bench), bench.workshop.crew, _guesses(job)
+    guesses = _guesses(job)
 
     def begin() -> Dialogue:
         return propose(job.catalogue, spaces, settings, guesses)
 
-    dialogue = begin()
+    dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
     said: list[Trial] = []
     while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > reserve_s:
