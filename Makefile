@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# A process for each core with a thread each: pools of threads that share cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: demo test lint long clean
 
@@ -10,7 +12,7 @@ demo: $(READY)
 	$(BIN)/hasten demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -18,7 +20,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 long: $(READY)
-	$(BIN)/python -m pytest --long $(PYTEST_FLAGS)
+	$(PYTEST) --long $(PYTEST_FLAGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
