@@ -101,13 +101,13 @@ def test_refuses_what_onnx_has_not(module: nn.Module) -> None:
 
 def test_refuses_a_graph_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     given, graph = network("two outputs"), lowered("two outputs").graph
-    real = lowering._run
+    real = lowering.run_graph
     monkeypatch.setattr(lowering, "_export", lambda network: graph)
     lower(given)
-    monkeypatch.setattr(lowering, "_run", lambda graph, inputs: tuple(a * 1.001 for a in real(graph, inputs)))
+    monkeypatch.setattr(lowering, "run_graph", lambda graph, inputs: tuple(a * 1.001 for a in real(graph, inputs)))
     with pytest.raises(Unsupported, match=r"output 0 .* must equal the module's to 0.0001, differs by 0.001 of its largest"):
         lower(given)
-    monkeypatch.setattr(lowering, "_run", lambda graph, inputs: tuple(a[: len(given.example[0])] for a in real(graph, inputs)))
+    monkeypatch.setattr(lowering, "run_graph", lambda graph, inputs: tuple(a[: len(given.example[0])] for a in real(graph, inputs)))
     with pytest.raises(Unsupported, match=r"must have the module's shape \(5, 5\), got \(4, 5\)"):
         lower(given)
 
