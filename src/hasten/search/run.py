@@ -151,7 +151,9 @@ def _best_words(said: Sequence[Trial], settings: Settings) -> str | None:
 
 def _finish(job: Job, bench: Bench) -> None:
     watch, settings = job.watch, job.settings
-    trials = job.store.trials()
+    # Of the search alone: a run that goes on after its ablation must find the contenders that it had.
+    searched = set(job.store.once("searched", lambda: [t.number for t in job.store.trials()]))
+    trials = [t for t in job.store.trials() if t.number in searched]
     original = trials[0]
     plain = plain_best(trials, settings.batch)
     export.package(job.folder, bench, plain, original)  # from here on there is a valid artifact
