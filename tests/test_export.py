@@ -214,7 +214,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("to", "tolerance"),
     [
-        ("onnx", 1e-6),
+        pytest.param("onnx", 1e-6, marks=pytest.mark.long(share=2)),
         pytest.param("openvino", 0.1, marks=pytest.mark.long),
         pytest.param("pt2", 0.1, marks=pytest.mark.long),
         pytest.param("safetensors", 1e-3, marks=pytest.mark.long),
