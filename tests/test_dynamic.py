@@ -20,7 +20,7 @@ from hasten.engines import OnnxRuntime, OpenVINO
 from hasten.load.lower import forward
 from hasten.measure.counts import macs, parameters
 from networks import lowered
-from test_quantize import Sketch, attention, cnn, data, distance, in_onnxruntime, mlp
+from sketches import Sketch, attention, cnn, data, distance, in_onnxruntime, mlp
 
 
 def dynamic(network: Network, engine: object = None, **settings: object) -> Network:

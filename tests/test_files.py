@@ -66,10 +66,10 @@ def test_a_module_is_copied_to_eval_mode() -> None:
 # --- what does not fit ---
 
 REFUSED = [
-    ("m.pt", "got m.pt, a PyTorch file; in PyTorch write torch.export.save"),
-    ("m.safetensors", "hasten takes .pt2, .onnx, or an nn.Module from Python, got m.safetensors"),
-    ("m.keras", "a Keras file; convert it to .onnx"),
-    ("m.tflite", "a TensorFlow file; convert it to .onnx"),
+    ("m.pt", r"m.pt is a file of weights .*net.py:Class --weights m.pt; .*torch.export.save"),
+    ("m.safetensors", r"m.safetensors is a file of weights .*net.py:Class --weights m.safetensors"),
+    ("m.safetensors.index.json", r"a file of weights without their network"),
+    ("m.pb", r"give the folder of a SavedModel"),
     ("m.xyz", r"a file named \*.xyz"),
     ("m", "a file without an ending"),
 ]

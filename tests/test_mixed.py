@@ -16,7 +16,7 @@ from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Profile
 from hasten.measure.counts import layer_macs, macs
-from test_quantize import ENGINES, NETWORKS, PROFILES, Sketch, cnn, data, distance, in_onnxruntime, mlp, residual
+from sketches import ENGINES, NETWORKS, PROFILES, Sketch, cnn, data, distance, in_onnxruntime, mlp, residual
 
 ONNXRUNTIME = PROFILES["onnxruntime"]
 

@@ -358,3 +358,23 @@ def test_the_loop_takes_ours_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPat
         assert type(theirs) is getattr(torch.optim, name)
         shared = set(ours.param_groups[0]) & set(theirs.param_groups[0]) - {"params", "fused"}
         assert all(ours.param_groups[0][key] == theirs.param_groups[0][key] for key in shared)
+
+
+def test_the_loop_takes_muon_for_matrices_and_adamw_for_the_rest() -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Conv1d(3, 5, 4), nn.BatchNorm1d(5), nn.Linear(1, 2))
+    optimizer = optimizer_of(module, Fit(optimizer="muon", learning_rate=0.3, weight_decay=0.1, rates=(("3", 2.0),)))
+    assert type(optimizer) is optim.Muon
+    table, kernel, scale, shift, bias, last, last_bias = (module.get_parameter(n) for n in (
+        "0.weight", "1.weight", "2.weight", "2.bias", "1.bias", "3.weight", "3.bias"
+    ))  # fmt: skip
+    found = {id(p): (g["use_muon"], g["weight_decay"], g["scale"]) for g in optimizer.param_groups for p in g["params"]}
+    wanted = {id(table): (False, 0.1, 1.0), id(kernel): (True, 0.1, 1.0), id(last): (True, 0.1, 2.0), id(last_bias): (True, 0.0, 2.0)}
+    assert found == wanted | {id(p): (True, 0.0, 1.0) for p in (scale, shift, bias)}
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    before = kernel.detach().clone()
+    optimizer.step()
+    assert {"exp_avg", "exp_avg_sq"} <= set(optimizer.state[table]) & set(optimizer.state[scale])
+    step = (before * (1 - 0.3 * 0.1) - kernel.detach()) / 0.3
+    singular = torch.linalg.svdvals(step.flatten(1))[0] / (0.2 * 12**0.5)
+    assert 0.6 < singular < 1.3  # near 1 by five steps of the quintic

@@ -17,7 +17,7 @@ from hasten.compress.quantize.observe import OBSERVERS
 from hasten.core.data import View
 from hasten.core.network import Network
 from hasten.core.recipe import Context, part_from_json
-from test_quantize import PROFILES, Sketch, attention, cnn, data, distance, in_onnxruntime, mlp, mobile, quantize, residual
+from sketches import PROFILES, Sketch, attention, cnn, data, distance, in_onnxruntime, mlp, mobile, quantize, residual
 
 ONNXRUNTIME = PROFILES["onnxruntime"]
 

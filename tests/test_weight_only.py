@@ -22,8 +22,8 @@ from hasten.engines import OnnxRuntime, OpenVINO
 from hasten.load.lower import forward
 from hasten.measure.counts import macs, parameters
 from networks import lowered
+from sketches import ENGINES, Sketch, attention, cnn, data, distance, gated, in_onnxruntime, in_openvino, mlp
 from test_dynamic import kernels
-from test_quantize import ENGINES, Sketch, attention, cnn, data, distance, gated, in_onnxruntime, in_openvino, mlp
 
 WAYS: tuple[Step, ...] = (
     QuantizeWeights(),

@@ -21,6 +21,7 @@ from hasten.core.recipe import Engine, Recipe, Step, describe, part_from_json
 from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.load.guards import read_json
+from hasten.load.source import Source
 from hasten.search import export, workshop
 from hasten.search.bench import SCORING_BATCH, check_alike
 from hasten.search.watch import Watch, Watcher, nobody
@@ -129,7 +130,7 @@ def apply(
 
     Args:
         recipe: itself, its JSON, the path of such a file, or an artifact with a `recipe.json` in it.
-        model: a torch module, or the path of a `.pt2` or `.onnx` file.
+        model: a torch module, or where one lies: a path, "net.py:Class", or a `Source` with the weights for the class.
         data: for training, calibrating and scoring: arrays, a Dataset or DataLoader, or a path (see `hasten.load.data.read`).
         out: a new or empty folder.
         columns: which labels, groups and score.
@@ -224,9 +225,10 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
     from hasten import prepare, verbs
     from hasten.load.data import read
 
-    for path in (p for p in (model, data) if isinstance(p, (str, Path)) and not Path(p).exists()):
+    given = Source.of(model) if isinstance(model, (str, Path, Source)) else None
+    for path in (p for p in (given and given.path, data) if isinstance(p, (str, Path)) and not Path(p).exists()):
         raise UsageError(f"no such file: {path}")
-    if not isinstance(model, (str, Path)):
+    if given is None:
         verbs.check_module(model)
     here: dict[str, Any] = {"run": str(work), "deadline_s": _OPENING_S}
     with Child(memory_bytes=_ROOM_BYTES) as child:
@@ -236,10 +238,11 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
         else:
             task = prepare.keep_back(work, read(data, target=columns.target, group=columns.group), seed=seed)
         known = {"score": columns.score, "highest_label": task["highest_label"]}
-        if isinstance(model, (str, Path)):
-            opened = prepare.call(child, "hasten.prepare:open_file", model, **here, model=str(model), **known)
+        if given is not None:
+            words = {"model": given.to_json(), "inputs": task["inputs"]}
+            opened = prepare.call(child, "hasten.prepare:open_file", given.path, **here, **words, **known)
         else:
-            verbs.save_module(model, work)
+            verbs.save_module(model, work, task["inputs"])
             opened = child.call("hasten.prepare:check_saved", **here, **known)
     return {**task, **opened.value, "notes": [*task["notes"], *opened.value["network_notes"]]}
 

@@ -24,7 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, progress as JSON lines on standard error.")]
+Model = Annotated[
+    str, typer.Argument(help=".pt2, .onnx, TorchScript, .keras, .h5, .tflite, a Hugging Face or SavedModel folder, or net.py:Class.")
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="For net.py:Class: .pt, .safetensors, or an index of several.")]
+Pins = Annotated[list[str], typer.Option("--pin", help="NAME=NUMBER for an input that is no data; may be given more than once.")]
 Run = Annotated[Path | None, typer.Option("--run", help="Run folder; the same command goes on there.")]
 Drop = Annotated[str, typer.Option("--max-drop", help="What the score may lose: 1pt, 0.01 or 1%rel.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
@@ -33,12 +38,14 @@ INTERRUPTED = 130
 
 @app.command()
 def optimize(
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", help=".npz, .csv, .parquet, or a folder of images by class.")],
     prove: Annotated[
         Path | None,
         typer.Option("--prove", help="Data that the network was not trained on; no choice touches it."),
     ] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     max_drop: Drop = "1pt",
     run: Run = None,
     batch: Annotated[int, typer.Option("--batch", help="Batch size whose latency is to fall.")] = 1,
@@ -54,6 +61,8 @@ def optimize(
     size_bytes: Annotated[int | None, typer.Option("--size-bytes", help="Cap on the size on disk.")] = None,
     peak_memory_bytes: Annotated[int | None, typer.Option("--peak-memory-bytes", help="Cap on memory.")] = None,
     min_speedup: Annotated[float | None, typer.Option("--min-speedup", help="Least speed-up.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes that train side by side.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes train.")] = None,
     json_: Json = False,
 ) -> None:
     """Find the fastest network that keeps the score, and prove it."""
@@ -75,19 +84,23 @@ def optimize(
         size_bytes=size_bytes,
         peak_memory_bytes=peak_memory_bytes,
         min_speedup=min_speedup,
+        workers=workers,
+        ray=ray,
         command=_command(),
     )
-    with _progress() as watcher:
-        found = verbs.optimize(model, data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
+    with _progress(json_) as watcher:
+        found = verbs.optimize(_source(model, weights, pin), data, prove, max_drop=max_drop, run=run, options=options, watcher=watcher)
     _show(found, json_)
 
 
 @app.command()
 def apply(
     recipe: Annotated[Path, typer.Argument(help="A recipe.json, or the artifact that holds it.")],
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", help="For training, calibrating and scoring; formats as for optimize.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the result.")],
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
     group: Annotated[str | None, typer.Option("--group", help="Column whose equal values stay together.")] = None,
@@ -99,8 +112,8 @@ def apply(
 
     columns = applying.Columns(score=score, target=target, group=group)
     try:
-        with _progress() as watcher:
-            found = applying.apply(recipe, model, data, out=out, columns=columns, seed=seed, watcher=watcher)
+        with _progress(json_) as watcher:
+            found = applying.apply(recipe, _source(model, weights, pin), data, out=out, columns=columns, seed=seed, watcher=watcher)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", INTERRUPTED)
     print(json.dumps(found.to_json(), indent=1) if json_ else found)
@@ -116,7 +129,7 @@ def train(
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 10.0,
     batch: Annotated[int, typer.Option("--batch", help="Examples per step; 0 for all of them.")] = 128,
     rate: Annotated[str, typer.Option("--lr", help="Learning rate at its highest, or auto.")] = "0.002",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or sgd.")] = "adamw",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon or sgd.")] = "adamw",
     schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine, one-cycle, steps, …")] = "linear",
     warm_up: Annotated[float, typer.Option("--warm-up", help="Share of the steps.")] = 0.2,
     loss: Annotated[str, typer.Option("--loss", help="classes or values.")] = "classes",
@@ -178,7 +191,7 @@ def demo(
     """Train a small network on real images, make it fast, and prove it."""
     from hasten import demo as demonstration
 
-    with _progress() as watcher:
+    with _progress(json_) as watcher:
         place = run or Path("runs") / f"demo-{task}"
         found = demonstration.demo(place, task=task, max_drop=max_drop, seed=seed, watcher=watcher, say=_say)
     _show(found, json_)
@@ -201,16 +214,18 @@ def report(
 
 @app.command()
 def benchmark(
-    model: Annotated[Path, typer.Argument(help="A .pt2 or .onnx file.")],
+    model: Model,
     data: Annotated[Path | None, typer.Option("--data", help="Real inputs; random ones without.")] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
     batch: Annotated[list[int], typer.Option("--batch", help="Batch size; may be given more than once.")] = [1, 32],  # noqa: B006
     json_: Json = False,
 ) -> None:
     """Race the engines on the unchanged network."""
     from hasten import racing
 
-    with _progress() as watcher:
-        found = racing.benchmark(model, data, batches=tuple(batch), watcher=watcher)
+    with _progress(json_) as watcher:
+        found = racing.benchmark(_source(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
     if json_:
         print(json.dumps(found, indent=1))
     else:
@@ -279,6 +294,19 @@ def _rate(words: str) -> Any:
         raise UsageError(f"--lr must be a number or auto, got {words!r}") from None
 
 
+def _source(model: str, weights: Path | None, pins: list[str]) -> Any:
+    from hasten.load.source import Source
+
+    values = {}
+    for words in pins:
+        name, _, number = words.rpartition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise UsageError(f"--pin must look like NAME=NUMBER, got {words!r}") from None
+    return Source.of(model, weights, values)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"hasten: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
@@ -298,10 +326,10 @@ def _console() -> Any:
     return Console()
 
 
-def _progress() -> Any:
+def _progress(as_json: bool = False) -> Any:
     from hasten.live import Live
 
-    return Live(sys.stderr)
+    return Live(sys.stderr, as_json=as_json)
 
 
 def _show(found: Report, as_json: bool, *, running: bool = False) -> None:

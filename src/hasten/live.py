@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import TracebackType
 from typing import IO, Any
 
 from hasten.search.watch import Event
 
-QUIET_S = 2.0  # nothing is said about what is over sooner
 PLAIN_EVERY_S = 10.0
 
 
@@ -17,14 +17,17 @@ class Live:
 
     Args:
         stream: usually standard error.
+        as_json: one JSON object per event (`Event.to_json`), for programs.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, as_json: bool = False) -> None:
         self._stream = stream
-        self._terminal = stream.isatty()
+        self._as_json = as_json
+        self._terminal = stream.isatty() and not as_json
         self._status: Any = None
         self._console: Any = None
         self._last = 0.0
+        self._stage = ""
 
     def __enter__(self) -> Live:
         if self._terminal:
@@ -50,9 +53,9 @@ class Live:
             self._status.update(Text(line, overflow="ellipsis", no_wrap=True))
             return
         now = time.monotonic()
-        if event.trial or now - self._last >= PLAIN_EVERY_S:
-            self._last = now
-            print(line, file=self._stream, flush=True)
+        if event.trial or event.stage != self._stage or now - self._last >= PLAIN_EVERY_S:
+            self._last, self._stage = now, event.stage
+            print(json.dumps(event.to_json()) if self._as_json else line, file=self._stream, flush=True)
 
 
 def describe(event: Event) -> str:

@@ -65,6 +65,7 @@ def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict
         "provenance": parts.provenance,
         "notes": list(parts.notes),
         "classes": list(data.classes or ()),
+        "inputs": list(data.names),
         **_learning(parts.train, parts.select, parts.prove),
     }
 
@@ -90,7 +91,7 @@ def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
         for name, view in (("train", train), ("calibrate", parts.calibrate), ("select", parts.select)):
             view.save(fresh / name)
     examples = {"train": len(train), "score": len(parts.select)}
-    return {"examples": examples, "notes": list(data.notes), **_learning(train, parts.select)}
+    return {"examples": examples, "notes": list(data.notes), "inputs": list(data.names), **_learning(train, parts.select)}
 
 
 def _joined(one: View, other: View) -> View:
@@ -115,11 +116,12 @@ def example(run: Path) -> Arrays:
     return tuple(np.ascontiguousarray(r) for r in rows)
 
 
-def open_file(*, run: str, model: str, score: str | None, highest_label: int | None) -> dict[str, Any]:
+def open_file(*, run: str, model: dict[str, Any], inputs: list[str], score: str | None, highest_label: int | None) -> dict[str, Any]:
     """Opens a model file, checks it on real rows and saves it as `run/networks/original`."""
     from hasten.load import files
+    from hasten.load.source import Source
 
-    network = files.open_in_room(Path(model), example(Path(run)))
+    network = files.open_in_room(Source(**model), example(Path(run)), inputs)
     return admit(Path(run), network, score, highest_label)
 
 

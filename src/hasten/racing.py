@@ -18,6 +18,7 @@ from hasten.core.network import Arrays
 from hasten.core.recipe import Engine, describe
 from hasten.core.runner import Runner
 from hasten.load.guards.places import room_for
+from hasten.load.source import Source
 from hasten.measure import machine, timing
 from hasten.search.bench import check_alike, difference
 from hasten.search.watch import Watch, Watcher, nobody
@@ -27,12 +28,12 @@ _EXTRAS = {"pandas": "tables", "pyarrow": "tables", "PIL": "images", "mlxtend": 
 
 
 def benchmark(
-    model: str | Path, data: str | Path | None = None, *, batches: Sequence[int] = (1, 32), watcher: Watcher = nobody
+    model: str | Path | Source, data: str | Path | None = None, *, batches: Sequence[int] = (1, 32), watcher: Watcher = nobody
 ) -> dict[str, Any]:
     """Times the unchanged network in every engine that is here, each in its own processes, all in the same rounds.
 
     Args:
-        model: a `.pt2` or `.onnx` file.
+        model: where the network lies: a path, "net.py:Class", or a `Source`.
         data: real inputs; without it, random ones of the network's shapes.
         batches: batch sizes.
         watcher: is told the progress.
@@ -43,14 +44,15 @@ def benchmark(
     """
     if not batches or min(batches) < 1:
         raise UsageError(f"a batch size must be at least 1, got {list(batches)}")
-    if not Path(model).exists():
-        raise UsageError(f"no such file: {model}")
+    given = Source.of(model)
+    if not Path(given.path).exists():
+        raise UsageError(f"no such file: {given.path}")
     watch = Watch(watcher=watcher)
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
         source = None if data is None else str(data)
-        here: dict[str, Any] = {"into": name, "model": str(model), "data": source, "rows": max(batches)}
-        opened = prepare.call(child, "hasten.racing:_pack_all", model, **here, deadline_s=600)
+        here: dict[str, Any] = {"into": name, "model": given.to_json(), "data": source, "rows": max(batches)}
+        opened = prepare.call(child, "hasten.racing:_pack_all", given.path, **here, deadline_s=600)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))
         running = _check(rows, Path(name), opened.arrays, fixed)
@@ -62,7 +64,7 @@ def benchmark(
                 row["latency_ms"] = [entry.to_json() for entry in timed.latency(at)]
                 row["speedup"] = [i.to_json() for i in timed.speedup(0, at)] if at else []
                 row["peak_memory_bytes"] = timed.peak_memory_bytes[at]
-    return {"model": str(model), "engines": rows, "environment": machine.environment()}
+    return {"model": str(given), "engines": rows, "environment": machine.environment()}
 
 
 def doctor() -> dict[str, Any]:
@@ -145,18 +147,18 @@ def _check(rows: list[dict[str, Any]], place: Path, inputs: Arrays, fixed: int |
     return running
 
 
-def _pack_all(*, into: str, model: str, data: str | None, rows: int) -> Reply:
+def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) -> Reply:
     """In a child: opens the network and packs it for each engine; gives inputs, and the reason of each that cannot."""
     from hasten import presets
     from hasten.load import files, lower
     from hasten.load.data import read
 
-    given = None
-    if data is not None:
-        with room_for(data):
-            given = read(data).view
+    place = Source(**model)
+    with room_for(*filter(None, [data])):
+        loaded = None if data is None else read(data)
+    given = None if loaded is None else loaded.view
     example = None if given is None else given.take(slice(0, 4)).inputs
-    network = files.check_forward(files.open_in_room(Path(model), example))
+    network = files.check_forward(files.open_in_room(place, example, loaded.names if loaded else ()))
     catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs

@@ -5,7 +5,6 @@ The folder holds `checkpoints/` while and after it runs, `log.jsonl`, `curves.ht
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from torch import nn
 from hasten import tasks
 from hasten.core import folder
 from hasten.core.data import View
-from hasten.core.errors import ModelRefused, UsageError
+from hasten.core.errors import UsageError
 from hasten.load import files
 from hasten.load.data import read
+from hasten.load.script import from_script
 from hasten.tasks import networks
 from hasten.train import Checkpoints, Fit, Fitted, Trainer
-from hasten.train.records import Log, Record, TensorBoard, together
+from hasten.train.records import Log, Record, TensorBoard, Watcher, together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lstm": networks.lstm,
@@ -71,17 +71,20 @@ def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str
     torch.manual_seed(settings.seed)
     view, validation, of = _data(job, settings)
     module = _network(job)
-    watch = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr)]
-    if job.tensorboard:
-        watch.append(TensorBoard(job.run / "tensorboard"))
+    board = TensorBoard(job.run / "tensorboard") if job.tensorboard else None
+    watch: list[Watcher] = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr), *([board] if board else [])]
     trainer = Trainer(
         settings=settings,
         validation=validation,
         device=job.device,
         checkpoints=Checkpoints(folder=job.run / "checkpoints"),
-        watch=together(*watch),  # type: ignore[arg-type]
+        watch=together(*watch),
     )
-    fitted = trainer.fit(module, view)
+    try:
+        fitted = trainer.fit(module, view)
+    finally:
+        if board:
+            board.close()
     return _written(job, settings, fitted, view, of)
 
 
@@ -152,30 +155,6 @@ def _network(job: Job) -> nn.Module:
             raise UsageError(f"--network must be one of {', '.join(NETWORKS)}, got {job.network!r}")
         return NETWORKS[job.network]()
     return from_script(Path(path), name or "model")
-
-
-def from_script(path: Path, name: str) -> nn.Module:
-    """The network called `name` in a script, or what a function of that name gives. The script is run.
-
-    Raises:
-        UsageError: there is no such file or name.
-        ModelRefused: it is no network.
-    """
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = script  # pickling looks classes up there
-    spec.loader.exec_module(script)
-    if not hasattr(script, name):
-        raise UsageError(f"{path} has no {name!r}; name the network as {path}:NAME")
-    found = getattr(script, name)
-    found = found if isinstance(found, nn.Module) else found()
-    if not isinstance(found, nn.Module):
-        raise ModelRefused(f"{path}:{name} must be a torch module or a function that gives one, got {type(found).__name__}")
-    return found
 
 
 def _written(job: Job, settings: Fit, fitted: Fitted, view: View, of: str | None) -> dict[str, Any]:

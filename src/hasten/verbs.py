@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from hasten.core.errors import DataRefused, ModelRefused, StorageError, UsageErr
 from hasten.core.recipe import fingerprint
 from hasten.core.report import Accept, Limit, Report
 from hasten.core.store import Store
+from hasten.load.source import Source, digest_path
 from hasten.search.watch import Watch, Watcher, nobody
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 STORE = "run.sqlite"
 _OPENING_S = 600.0
 _ROOM_BYTES = 12 << 30
+_ANY_TIME = ("command", "workers", "ray")  # may differ when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Options:
         confidence: of the statement about the drop, in (0.5, 1).
         accept: "proof" asks for the bound, "point" takes the estimate.
         latency_ms, size_bytes, peak_memory_bytes, min_speedup: caps that the result must meet.
+        workers: processes that train side by side; the processors are divided among them.
+        ray: address of a Ray cluster whose nodes train.
         command: how the user asked, for the report.
     """
 
@@ -58,6 +63,8 @@ class Options:
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     min_speedup: float | None = None
+    workers: int | None = None
+    ray: str | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -71,7 +78,7 @@ class Options:
 
 
 def optimize(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Source,
     data: Any,
     prove: Any = None,
     *,
@@ -85,7 +92,7 @@ def optimize(
     The model is left alone. Everything is kept in the run folder; the same call goes on where a killed one was.
 
     Args:
-        model: a torch module, or the path of a `.pt2` or `.onnx` file.
+        model: a torch module, or where one lies: a path, "net.py:Class", or a `Source` with the weights for the class.
         data: for training, calibrating and selecting: arrays, a Dataset or DataLoader, or a path (see `hasten.load.data.read`).
         prove: data that the network was not trained on. Without it a part of `data` proves, "provenance unknown".
         max_drop: in the score's unit (0.01 of an accuracy is one point), or "1pt", or "1%rel" of the original's score.
@@ -102,6 +109,8 @@ def optimize(
     options = options or Options()
     drop, relative = parse_drop(max_drop)
     limit = options.limit(drop)
+    if run is not None:
+        folder.refuse_if_held(Path(run))  # large data take their time to read
     given = _Given.of(model, data, prove, options)
     config = given.config(limit, relative, options)
     place = Path(run) if run is not None else Path("runs") / f"{given.name}-{fingerprint(config)[:8]}"
@@ -169,8 +178,9 @@ class _Given:
 
     @classmethod
     def of(cls, model: Any, data: Any, prove: Any, options: Options) -> _Given:
-        if isinstance(model, (str, Path)):
-            name, digest = Path(model).stem, _digest_path(Path(model))
+        if isinstance(model, (str, Path, Source)):
+            model = Source.of(model)
+            name, digest = model.stem, model.digest()
         else:
             name, digest = type(model).__name__, _digest_module(model)
         if not isinstance(data, (str, Path)):
@@ -185,7 +195,7 @@ class _Given:
 
     def config(self, limit: Limit, relative: bool, options: Options) -> dict[str, Any]:
         """All that a run depends on; one folder holds one such."""
-        asked = {k: v for k, v in vars(options).items() if k != "command"}
+        asked = {k: v for k, v in vars(options).items() if k not in _ANY_TIME}
         return {**self.digests, "limit": limit.to_json(), "relative": relative, **asked}
 
 
@@ -194,6 +204,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
     from hasten.load import split
     from hasten.measure import machine
     from hasten.search.catalogue import Settings
+    from hasten.search.outpost import Hands
     from hasten.search.run import Job
 
     watch = Watch(watcher=watcher)
@@ -220,6 +231,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
             relative_drop=limit.max_drop if relative else None,
         ),
         watch=watch,
+        hands=Hands(workers=options.workers, ray=options.ray),
     )
 
 
@@ -239,21 +251,22 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
             task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
         known = {"score": options.score, "highest_label": task["highest_label"]}
-        if isinstance(given.model, (str, Path)):
-            opened = prepare.call(child, "hasten.prepare:open_file", given.model, **here, model=str(given.model), **known)
+        if isinstance(given.model, Source):
+            words = {"model": given.model.to_json(), "inputs": task["inputs"]}
+            opened = prepare.call(child, "hasten.prepare:open_file", given.model.path, **here, **words, **known)
         else:
-            save_module(given.model, place)
+            save_module(given.model, place, task["inputs"])
             opened = child.call("hasten.prepare:check_saved", **here, **known)
     notes = [*task["notes"], *opened.value["network_notes"]]
     return {**task, **opened.value, "notes": notes, "model": given.name, "command": options.command}
 
 
-def save_module(module: nn.Module, place: Path) -> None:
+def save_module(module: nn.Module, place: Path, names: Sequence[str] = ()) -> None:
     """Saves a user's module in a run folder whose views are cut already. Raises ModelRefused, StorageError."""
     from hasten import prepare
     from hasten.load import files, saved
 
-    network = files.from_module(module, prepare.example(place))
+    network = files.from_module(module, prepare.example(place), names)
     with folder.new_folder(place / "networks" / "given") as fresh:
         try:
             saved.save(network, fresh / "network")
@@ -306,28 +319,15 @@ def _same(place: Path, store: Store, config: dict[str, Any]) -> None:
         raise UsageError(f"{place} holds a run with another {', '.join(different)}; choose a new --run folder")
 
 
-def _digest_path(path: Path) -> str:
-    if not path.exists():
-        raise UsageError(f"no such file: {path}")
-    if path.is_dir():
-        entries = sorted(p for p in path.rglob("*") if p.is_file())
-        return fingerprint([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in entries])
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as why:
-        raise StorageError(f"cannot read {path}: {why.strerror}") from why
-
-
 def _digest_data(data: Any) -> str:
-    return _digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
+    return digest_path(Path(data)) if isinstance(data, (str, Path)) else data.view.fingerprint()
 
 
 def check_module(module: Any) -> None:
     """Raises UsageError on a model that is no torch module; imports no torch for it."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
-        raise UsageError(f"model must be a torch module or the path of a .pt2 or .onnx file, got {type(module).__name__}")
+        raise UsageError(f"model must be a torch module or the path of one, got {type(module).__name__}")
 
 
 def _digest_module(module: Any) -> str:

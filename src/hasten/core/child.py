@@ -118,24 +118,24 @@ class Child:
                 if progress:
                     progress(*head["progress"])
         except TimeoutError:
-            self._process.kill()
+            self.stop()
             raise ChildFailed(f"no answer within {deadline_s:.0f} s, stopped") from None
         except (EOFError, OSError):
             raise ChildFailed(self._obituary()) from None
         except BaseException:
-            self._process.kill()  # Ctrl-C in the middle of an answer: the rest of it must not be read as the next
+            self.stop()  # Ctrl-C in the middle of an answer: the rest of it must not be read as the next
             raise
         if "error" in head:
             raise named(*head["error"])
         return Reply(head["value"], given)
 
     def pause(self) -> None:
-        """Stops the process (SIGSTOP) until `resume`."""
-        self._process.send_signal(signal.SIGSTOP)
+        """Stops the process and what it started (SIGSTOP) until `resume`."""
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets it run on."""
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def peak_memory_bytes(self) -> int:
         """Its resident set at the highest so far; 0 where the system does not tell."""
@@ -145,18 +145,28 @@ class Child:
                     return int(line.split()[1]) * 1024
         return 0
 
+    def stop(self) -> None:
+        """Kills it and what it started. May be called from any thread: a call under way there raises ChildFailed."""
+        self._signal(signal.SIGKILL)
+
     def close(self) -> None:
-        """Kills it."""
-        self._process.kill()
+        """Kills it and gives back what it held."""
+        self.stop()
         self._process.wait()
         self._socket.close()
         self._log.close()
+
+    def _signal(self, number: int) -> None:
+        """To its whole session, which is its own: a compiler that it started must not go on either."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def _obituary(self) -> str:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.stop()
             code = self._process.wait()
         self._log.seek(0)
         lines = [line for line in self._log.read()[-4000:].decode(errors="replace").splitlines() if line.strip()]
@@ -260,6 +270,8 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(OSError):  # should the machine run out of memory, it takes this process and not its parent
+        Path("/proc/self/oom_score_adj").write_text("500")
     if limit:
         import resource
 

@@ -67,6 +67,10 @@ class ChildFailed(HastenError):
     """Code in a guarded child process raised, crashed, hung or outgrew its memory."""
 
 
+class WorkerLost(ChildFailed):
+    """A machine or its worker went away in the middle of its work; another one may do it."""
+
+
 def named(name: str, message: str) -> HastenError:
     """The error of class `name` if it is one of this tree, else ChildFailed with the name in front of the message.
 

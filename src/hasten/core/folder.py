@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hasten.core.errors import RunLocked, StorageError
 
 MANIFEST = "manifest.json"
 _AT_ITS_END = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # what NumPy says instead of a number when a file takes no more
 
 
 class Lock:
@@ -36,10 +38,8 @@ class Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise RunLocked(f"{folder} is in use by {holder}; wait for it or choose another --run folder") from None
+            raise _in_use(folder) from None
         with storage(folder):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -48,6 +48,17 @@ class Lock:
     def release(self) -> None:
         """Gives it back."""
         self._file.close()
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Raises RunLocked if a process works in `folder`; touches nothing, so it can be asked before anything is read."""
+    if (folder / "lock").exists() and locked(folder):
+        raise _in_use(folder)
+
+
+def _in_use(folder: Path) -> RunLocked:
+    holder = (folder / "lock").read_text().strip() or "another process"
+    return RunLocked(f"{folder} is in use by {holder}; wait for it or choose another --run folder")
 
 
 def locked(folder: Path) -> bool:
@@ -74,8 +85,13 @@ def storage(where: Path) -> Iterator[None]:
             errno.EACCES: "no permission",
             errno.EROFS: "the disk is read-only",
         }
-        cause = told.get(why.errno or 0, why.strerror or str(why))
+        cause = "the disk is full" if _SHORT.search(str(why)) else told.get(why.errno or 0, why.strerror or str(why))
         raise StorageError(f"cannot write in {where}: {cause}; what was finished before is safe there") from why
+
+
+def at_its_end(why: OSError) -> bool:
+    """Whether an error says that the disk takes no more, so that it is no fault of who was writing."""
+    return why.errno in _AT_ITS_END or bool(_SHORT.search(str(why)))
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -105,7 +121,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as why:  # of the block; only what says that the disk is at its end is a matter of storage
-            if why.errno not in _AT_ITS_END:
+            if not at_its_end(why):
                 raise
             with storage(path.parent):
                 raise
@@ -117,6 +133,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Removes what killed processes left half done below `root`; nobody may be working there."""
+    for place in root.rglob(".*.part"):
+        shutil.rmtree(place, ignore_errors=True)
+        if place.is_file():
+            place.unlink(missing_ok=True)
 
 
 def intact(folder: Path) -> bool:

@@ -83,14 +83,12 @@ class Store:
         """The trial of this recipe: as it ended, or a new (or broken-off) one in state "running"."""
         key = recipe.key()
         with _errors(self._file):
-            row = self._db.execute("SELECT number FROM trials WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                values = (key, json.dumps(recipe.to_json()), str(recipe), "running")
+            if not self._db.execute("SELECT 1 FROM trials WHERE key = ?", (key,)).fetchone():
                 self._db.execute(
                     "INSERT INTO trials (number, key, recipe, words, state) SELECT coalesce(max(number), -1) + 1, ?, ?, ?, ? FROM trials",
-                    values,
+                    (key, json.dumps(recipe.to_json()), str(recipe), "running"),
                 )
-        return next(t for t in self.trials() if t.recipe == recipe.to_json())
+        return self._read("WHERE key = ?", key)[0]
 
     def finish(self, number: int, measurement: Measurement, *, seconds: float) -> None:
         """Ends a trial with its measurement."""
@@ -102,10 +100,23 @@ class Store:
 
     def trials(self) -> list[Trial]:
         """All of them, by number."""
+        return self._read("")
+
+    def record_opening(self, opening: Opening) -> None:
+        """Writes down that *prove* is about to be opened."""
         with _errors(self._file):
-            rows = self._db.execute(
-                "SELECT number, recipe, words, state, measurement, reason, seconds FROM trials ORDER BY number"
-            ).fetchall()
+            self._db.execute("INSERT INTO openings VALUES (?)", (json.dumps(opening.to_json()),))
+
+    def openings(self) -> tuple[Opening, ...]:
+        """The openings of *prove* in this run, the first first."""
+        with _errors(self._file):
+            rows = self._db.execute("SELECT record FROM openings ORDER BY rowid").fetchall()
+        return tuple(Opening.from_json(json.loads(record)) for (record,) in rows)
+
+    def _read(self, which: str, *values: object) -> list[Trial]:
+        query = f"SELECT number, recipe, words, state, measurement, reason, seconds FROM trials {which} ORDER BY number"
+        with _errors(self._file):
+            rows = self._db.execute(query, values).fetchall()
         return [
             Trial(
                 number=number,
@@ -118,17 +129,6 @@ class Store:
             )
             for number, recipe, words, state, measured, reason, seconds in rows
         ]
-
-    def record_opening(self, opening: Opening) -> None:
-        """Writes down that *prove* is about to be opened."""
-        with _errors(self._file):
-            self._db.execute("INSERT INTO openings VALUES (?)", (json.dumps(opening.to_json()),))
-
-    def openings(self) -> tuple[Opening, ...]:
-        """The openings of *prove* in this run, the first first."""
-        with _errors(self._file):
-            rows = self._db.execute("SELECT record FROM openings ORDER BY rowid").fetchall()
-        return tuple(Opening.from_json(json.loads(record)) for (record,) in rows)
 
     def _end(self, number: int, state: str, measurement: str | None, reason: str | None, seconds: float) -> None:
         with _errors(self._file):

@@ -37,9 +37,9 @@ def read(source: Any, *, target: str | None = None, group: str | None = None, cl
     Args:
         source: one of
             a `View`, or what `read` returned before (handed back as it is);
-            an array or tensor (inputs alone), or a tuple of them, (x, y) or (x1, x2, …, y);
+            an array or tensor (inputs alone), or a tuple of them, (x, y) or (x1, x2, …, y), or (mapping of inputs, y);
             a mapping of names to arrays, a pandas DataFrame;
-            a torch `Dataset` or `DataLoader` or any iterable, of x, (x, y), (x1, x2, …, y) or mappings;
+            a torch `Dataset` or `DataLoader` or any iterable, of x, (x, y), (x1, x2, …, y), mappings or (mapping, y);
             the path of an `.npz` or `.npy` file, a `.csv`, `.tsv` or `.parquet` table, or of a folder of images with one
             sub-folder per class.
         target: the name of the part that holds the labels. Without it, the one part called y, label, labels or target.
@@ -115,7 +115,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _parts(item: Any) -> dict[str, Any]:
-    """x → {x0}; (x, y) → {x0, y}; (x1, x2, y) → {x0, x1, y}; a mapping is one already."""
+    """x → {x0}; (x, y) → {x0, y}; (x1, x2, y) → {x0, x1, y}; a mapping is one already, with its labels or beside them."""
     if isinstance(item, Mapping):
         return dict(item)
     if not isinstance(item, tuple):
@@ -123,6 +123,8 @@ def _parts(item: Any) -> dict[str, Any]:
     if not item:
         raise DataRefused("an example must hold at least an input, got an empty tuple")
     *inputs, label = item if len(item) > 1 else (*item, None)
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        return {**inputs[0], **({} if label is None else {"y": label})}
     return {f"x{i}": x for i, x in enumerate(inputs)} | ({} if label is None else {"y": label})
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Loaded:
         classes: the names behind the labels 0, 1, …; None where the labels came as numbers.
         groups: (n,) names or numbers; examples of one group belong together. None without groups.
         notes: plain sentences for the report.
+        names: of the inputs, where the data had some.
     """
 
     view: View
     classes: tuple[str, ...] | None = None
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.view)
@@ -65,13 +67,14 @@ def assemble(parts: Mapping[str, Any], naming: Naming, *, where: str, notes: tup
     inputs, target = roles(list(parts), naming, where=where)
     if all(re.fullmatch(r"x\d+", name) for name in inputs):
         inputs = sorted(inputs, key=lambda name: int(name[1:]))
-    return checked(
+    found = checked(
         [parts[name] for name in inputs],
         None if target is None else parts[target],
         groups=None if naming.group is None else parts[naming.group],
         classes=naming.classes,
         notes=notes,
     )
+    return replace(found, names=tuple(inputs))
 
 
 def roles(names: Sequence[str], naming: Naming, *, where: str) -> tuple[list[str], str | None]:

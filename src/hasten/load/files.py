@@ -6,7 +6,6 @@ These functions read what strangers wrote and run it: call them in a guarded chi
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,68 +13,100 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 from hasten.core.errors import DataRefused, ModelRefused, Unsupported, UsageError
 from hasten.core.network import Arrays, Network
+from hasten.load import calling
 from hasten.load.archive import open_program
-from hasten.load.batch import random_tensor
-from hasten.load.graphs import Input, graph_inputs, open_graph
-from hasten.load.guards.places import room_for
+from hasten.load.fitting import fitted, program_inputs
+from hasten.load.graphs import graph_inputs, open_graph, pinned
+from hasten.load.kinds import kind_of
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference
+from hasten.load.source import Source
 
-TAKES = "hasten takes .pt2, .onnx, or an nn.Module from Python"
-_HINTS = {
-    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".ptl", ".torchscript"), "PyTorch"),
-    ".safetensors": "safetensors",
-    **dict.fromkeys((".keras", ".h5", ".hdf5"), "Keras"),
-    **dict.fromkeys((".pb", ".tflite"), "TensorFlow"),
-}
-_ROWS = 2
-_MOST_MADE_UP = 2**24  # elements; a file must not ask for memory by its shapes alone
 _SAME = 1e-3
 
 
-def open_network(path: str | Path, example: Arrays | None = None) -> Network:
-    """The network in a `.pt2` or `.onnx` file, with `example` as its example batch, or one made up from the shapes in the file.
+def open_network(model: str | Path | Source, example: Arrays | None = None, names: Sequence[str] = ()) -> Network:
+    """The network that lies at a path, with `example` as its example batch, or one made up from the shapes in the file.
 
     A made-up example is normal noise, and zeros and ones for integers. A network that was exported for one batch size that
-    could not be freed has that size as `fixed_batch`, and its example is cut to it. An `.onnx` file becomes a module where the
-    importer takes it and gives what ONNX Runtime gives on the example; else it stays a graph, and `notes` says why.
+    could not be freed has that size as `fixed_batch`, and its example is cut to it. What comes as an ONNX graph becomes a module
+    where the importer takes it and gives what ONNX Runtime gives on the example; else it stays a graph, and `notes` says why.
+
+    Args:
+        model: see `Source`; a Python file is the user's own code and is run, no code runs from any other file.
+        example: one array per input.
+        names: of these arrays. A network of Python code gets them by keyword where its `forward` has such arguments.
 
     Raises:
         UsageError: if there is no such file.
-        ModelRefused: if it is of another kind, damaged, or does not run; no code from the file runs.
+        ModelRefused: if it is of another kind, damaged, or does not run.
+        BackendMissing: if reading it takes a package that is not here.
         DataRefused: if the example does not fit the inputs.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    if path.suffix == ".pt2":
-        program = open_program(path)
-        body: Any = lift(program)
-        inputs, sizes = _program_inputs(program)
-        fixed = body.meta["fixed_batch"]
-        if fixed is None:
-            inputs = tuple(replace(i, shape=(None, *i.shape[1:])) for i in inputs)
-        network = Network(kind="module", body=body, example=_fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
-    elif path.suffix == ".onnx":
-        body = open_graph(path)
-        inputs = graph_inputs(body)
-        firsts = {i.shape[0] for i in inputs}
-        fixed = firsts.pop() if len(firsts) == 1 else None
-        sizes = tuple(i.shape for i in inputs)
-        network = Network(kind="graph", body=body, example=_fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
-        return imported(check_forward(network))
-    else:
-        raise ModelRefused(_another_kind(path))
-    return check_forward(network)
+    source = Source.of(model)
+    path = Path(source.path)
+    kind = "script" if source.is_script else kind_of(path)
+    if source.pins and kind in ("script", "program", "torchscript", "huggingface"):
+        raise UsageError(f"inputs of ONNX, Keras and TensorFlow files can be pinned, not those of {source}")
+    if kind == "script":
+        return _scripted(source, example, names)
+    if kind == "huggingface":
+        from hasten.load.huggingface import open_folder
+
+        return check_forward(open_folder(path, example, names))
+    if kind == "program":
+        return check_forward(_lifted(open_program(path), example))
+    if kind == "torchscript":
+        from hasten.load.torchscript import open_script
+
+        return check_forward(_lifted(open_script(path, example), example))
+    if kind == "onnx":
+        return _graph(open_graph(path), source, example)
+    from hasten.load.tensorflow import to_graph
+
+    return _graph(to_graph(path, kind), source, example)
 
 
-def open_in_room(path: str | Path, example: Arrays | None = None) -> Network:
-    """`open_network` for a guarded child: with the memory and the time of `room_for`, on one thread.
+def _scripted(source: Source, example: Arrays | None, names: Sequence[str]) -> Network:
+    from hasten.load.script import from_script
+    from hasten.load.weights import fill, read_weights
+
+    module = from_script(Path(source.path), source.name)
+    notes: tuple[str, ...] = ()
+    if source.weights is not None:
+        notes = fill(module, read_weights(Path(source.weights)), Path(source.weights).name)
+    if example is None:
+        raise DataRefused(f"{source} does not say the sizes of its inputs; give data")
+    return replace(from_module(module, example, names), notes=notes)
+
+
+def _lifted(program: torch.export.ExportedProgram, example: Arrays | None) -> Network:
+    body = lift(program)
+    inputs, sizes = program_inputs(program)
+    fixed = body.meta["fixed_batch"]
+    if fixed is None:
+        inputs = tuple(replace(i, shape=(None, *i.shape[1:])) for i in inputs)
+    return Network(kind="module", body=body, example=fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
+
+
+def _graph(body: onnx.ModelProto, source: Source, example: Arrays | None) -> Network:
+    body = pinned(body, source.pins)
+    inputs = graph_inputs(body)
+    firsts = {i.shape[0] for i in inputs}
+    fixed = firsts.pop() if len(firsts) == 1 else None
+    sizes = tuple(i.shape for i in inputs)
+    network = Network(kind="graph", body=body, example=fitted(inputs, sizes, fixed, example), fixed_batch=fixed)
+    return imported(check_forward(network))
+
+
+def open_in_room(model: str | Path | Source, example: Arrays | None = None, names: Sequence[str] = ()) -> Network:
+    """`open_network` for a guarded child: with the memory and the time of `Source.room`, on one thread.
 
     Processor time counts on every thread, and threads that wait for each other spin, so on one a second is a second anywhere.
     """
@@ -87,8 +118,8 @@ def open_in_room(path: str | Path, example: Arrays | None = None) -> Network:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with room_for(path, example_bytes=sum(a.nbytes for a in example or ())):
-            return open_network(path, example)
+        with Source.of(model).room(example or ()):
+            return open_network(model, example, names)
     finally:
         torch.set_num_threads(threads)
 
@@ -117,25 +148,33 @@ def _agree(wanted: Arrays, got: Arrays) -> None:
             raise Unsupported(f"output {i} of the imported network must equal ONNX Runtime's to {TOLERANCE} of its largest, and does not")
 
 
-def from_module(module: nn.Module, example: Sequence[Any] | Tensor | np.ndarray[Any, Any]) -> Network:
-    """A copy of a user's module in eval mode on the CPU. `example`: a batch, as one array or tensor per input of `forward`.
+def from_module(module: nn.Module, example: Any, names: Sequence[str] = ()) -> Network:
+    """A copy of a user's module in eval mode on the CPU.
+
+    Args:
+        module: is left alone.
+        example: a batch: an array or tensor; a tuple or list with one argument of `forward` each; a mapping with its
+            keywords. Arguments may be dicts, tuples and lists themselves; their leaves are the inputs of the network, in order.
+        names: of the leaves of a flat example. They are given by keyword where `forward` has such arguments.
 
     Raises:
         ModelRefused: if it cannot be copied, or does not run on the example.
         DataRefused: if an input is no array.
     """
-    given = (example,) if isinstance(example, (Tensor, np.ndarray)) else tuple(example)
+    leaves, (args, kwargs) = calling.flat(example)
     try:
-        arrays = tuple(a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in given)
+        arrays = tuple(a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in leaves)
     except TypeError as why:
         raise DataRefused(f"expected inputs that numpy can hold, got one it cannot ({why}); give float32") from why
     if not arrays or any(a.dtype == object or a.ndim == 0 or len(a) == 0 for a in arrays):
         raise DataRefused(f"expected one array per input with at least one row, got {[a.shape for a in arrays]}")
+    if len(names) == len(args) == len(arrays) and calling.by_keyword(module, names):
+        args, kwargs = (), dict(zip(names, args, strict=True))
     try:
         own = copy.deepcopy(module).eval().cpu()
     except Exception as why:  # a user's class can raise anything
         raise ModelRefused(f"{type(module).__name__} cannot be copied: {reason(why)}") from why
-    return check_forward(Network(kind="module", body=own, example=arrays))
+    return check_forward(Network(kind="module", body=calling.called(own, args, kwargs), example=arrays))
 
 
 def check_forward(network: Network) -> Network:
@@ -197,61 +236,3 @@ def _same_on_more(network: Network, given: Arrays) -> bool:
     except Exception:  # any error means that this size does not work
         return False
     return all(len(b) == rows + 1 and relative_difference(a, b[:rows]) <= _SAME for a, b in zip(given, more, strict=True))
-
-
-def _another_kind(path: Path) -> str:
-    kind = _HINTS.get(path.suffix.lower())
-    came = f"a {kind} file" if kind else f"a file named *{path.suffix}" if path.suffix else "a file without an ending"
-    how = 'in PyTorch write torch.export.save(torch.export.export(model, (x,)), "model.pt2")'
-    if kind in ("Keras", "TensorFlow"):
-        how = "convert it to .onnx (tf2onnx, or model.export in Keras)"
-    return f"{TAKES}, got {path.name}, {came}; {how}"
-
-
-def _program_inputs(program: torch.export.ExportedProgram) -> tuple[tuple[Input, ...], tuple[tuple[int | None, ...], ...]]:
-    """The inputs of a program, None for an axis of any size, and the sizes that it was exported with."""
-    wanted = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
-    names = [n.name for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
-    inputs, sizes = [], []
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, Tensor):
-            continue
-        shape = tuple(s if isinstance(s, int) else None for s in value.shape)
-        dtype = torch.empty(0, dtype=value.dtype)
-        if value.dtype == torch.bfloat16:
-            raise ModelRefused(f"input {name} must be of a type that numpy has, got bfloat16; export the model in float32")
-        inputs.append(Input(name=name, shape=shape, dtype=dtype.numpy().dtype))
-        sizes.append(tuple(s if isinstance(s, int) else s.node.hint for s in value.shape))
-    return tuple(inputs), tuple(sizes)
-
-
-def _fitted(inputs: tuple[Input, ...], sizes: tuple[tuple[int | None, ...], ...], fixed: int | None, example: Arrays | None) -> Arrays:
-    """The example, or one made up, cut to the batch size that is fixed; refused where it does not fit."""
-    if example is None:
-        return _made_up(inputs, sizes, fixed)
-    expected = "; ".join(str(i) for i in inputs)
-    came = "; ".join(f"{a.dtype} {a.shape}" for a in example)
-    if len(example) != len(inputs):
-        raise DataRefused(f"the network takes {len(inputs)} inputs ({expected}), got {len(example)} ({came})")
-    if fixed is not None:
-        if len(example[0]) < fixed:
-            raise DataRefused(f"the network takes batches of exactly {fixed}, got {len(example[0])} rows; give more, or export it again")
-        example = tuple(a[:fixed] for a in example)
-    for one, array in zip(inputs, example, strict=True):
-        fits = len(array.shape) == len(one.shape) and all(s in (None, a) for s, a in zip(one.shape, array.shape, strict=True))
-        if not fits or array.dtype != one.dtype:
-            raise DataRefused(f"input {one.name} must be {one}, got {array.dtype} {array.shape}")
-    return example
-
-
-def _made_up(inputs: tuple[Input, ...], sizes: tuple[tuple[int | None, ...], ...], fixed: int | None) -> Arrays:
-    generator = torch.Generator().manual_seed(0)
-    arrays = []
-    for one, size in zip(inputs, sizes, strict=True):
-        shape = [fixed or _ROWS, *(int(s) for s in size[1:] if s is not None)]
-        if any(s is None for s in size[1:]) or math.prod(shape) > _MOST_MADE_UP:
-            raise DataRefused(f"input {one.name} is {one}: sizes that are open or this large must come from data; give some")
-        dtype = torch.from_numpy(np.empty(0, one.dtype)).dtype
-        arrays.append(random_tensor(shape, dtype, generator).numpy())
-    return tuple(arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model
 
-from hasten.core.errors import ModelRefused
+from hasten.core.errors import ModelRefused, UsageError
 from hasten.load.guards import plain_file
 from hasten.load.guards.graphs import check_model, tensors
 from hasten.load.lower import reason
@@ -58,8 +59,6 @@ def open_graph(path: Path) -> onnx.ModelProto:
         raise
     except Exception as why:  # protobuf, the checker and the file system each raise their own
         raise ModelRefused(f"{path.name} is no ONNX model that can be read ({reason(why)}); export it again") from why
-    if not graph_inputs(copy):
-        raise ModelRefused(f"{path.name} must have at least one input, got none")
     return copy
 
 
@@ -67,16 +66,44 @@ def graph_inputs(graph: onnx.ModelProto) -> tuple[Input, ...]:
     """The inputs that a caller gives: initializers that are listed as inputs too are left out.
 
     Raises:
-        ModelRefused: if one of them is no tensor, or has no shape.
+        ModelRefused: if there is none, or one of them is no tensor, or has no shape.
     """
     weights = {i.name for i in graph.graph.initializer}
-    return tuple(_input(i) for i in graph.graph.input if i.name not in weights)
+    found = tuple(_input(i) for i in graph.graph.input if i.name not in weights)
+    if not found:
+        raise ModelRefused("expected a graph with at least one input, got none")
+    return found
+
+
+def pinned(graph: onnx.ModelProto, pins: Mapping[str, float]) -> onnx.ModelProto:
+    """A copy whose inputs of these names hold one value for good; open axes of a pinned input have the size 1.
+
+    Raises:
+        UsageError: there is no such input.
+    """
+    if not pins:
+        return graph
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    inputs = {i.name: i for i in copy.graph.input}
+    for name, value in pins.items():
+        if name not in inputs:
+            raise UsageError(f"no input is named {name!r}; the inputs are {', '.join(inputs)}")
+        tensor = inputs[name].type.tensor_type
+        shape = [max(1, d.dim_value) for d in tensor.shape.dim]
+        array = np.full(shape, value, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        copy.graph.input.remove(inputs[name])
+    return copy
 
 
 def _input(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape") or not tensor.shape.dim:
-        raise ModelRefused(f"expected inputs that are tensors with a batch axis, got {value.name}, which is none")
+        raise ModelRefused(
+            f"expected inputs that are tensors with a batch axis, got {value.name}, which is none; "
+            f"where it is no data, pin it: --pin {value.name}=NUMBER"
+        )
     shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
     return Input(name=value.name, shape=shape, dtype=np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
 

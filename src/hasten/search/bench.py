@@ -5,6 +5,7 @@ What goes wrong in a trial costs that trial alone: its reason is stored and the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,10 +105,12 @@ class Bench:
         with Runner(package, fixed_batch=facts["fixed_batch"]) as runner:
             outputs = runner.outputs(self.select.inputs, batch=SCORING_BATCH)
             if self.baseline is None:
+                baseline = self._establish(outputs)
                 with folder.new_folder(self.run / "outputs" / "original") as fresh:
                     View(inputs=outputs).save(fresh)
-                self.baseline = self._establish(outputs)
-            latency = timing.quick(runner, self.select.inputs, self.settings.batches)
+                self.baseline = baseline
+            with self.workshop.quiet():
+                latency = timing.quick(runner, self.select.inputs, self.settings.batches)
             return self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
 
     def _recall(self) -> Baseline | None:
@@ -120,13 +123,13 @@ class Bench:
         if target is None:
             raise ChildFailed(f"the score {self.score.name} needs labels, and the data has none")
         values = self.score.per_example(outputs, target)
-        return Baseline(outputs=outputs, target=target, values=values, score=self.score.value(outputs, target))
+        return Baseline(outputs=outputs, target=target, values=values, score=finite(self.score.value(outputs, target)))
 
     def _compare(self, outputs: Arrays, latency: tuple[Latency, ...], package: Path, peak: int, facts: dict[str, Any]) -> Measurement:
         base = self.baseline
         assert base is not None
         check_alike(base.outputs, outputs)
-        score = self.score.value(outputs, base.target)
+        score = finite(self.score.value(outputs, base.target))
         values = self.score.per_example(outputs, base.target)
         flips = None if values is None or base.values is None else float(np.mean(values != base.values))
         return Measurement(
@@ -140,6 +143,13 @@ class Bench:
             parameters=facts["parameters"],
             macs=facts["macs"],
         )
+
+
+def finite(score: float) -> float:
+    """The score. Raises ChildFailed where it is no number: outputs that are finite can still overflow a square."""
+    if not math.isfinite(score):
+        raise ChildFailed(f"the score must be a finite number, got {score}")
+    return score
 
 
 def check_alike(expected: Arrays, got: Arrays) -> None:

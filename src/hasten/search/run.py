@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hasten.core import folder
 from hasten.core.data import Views
 from hasten.core.errors import ModelRefused
 from hasten.core.recipe import Loss, Recipe, Space, Step
@@ -18,8 +19,10 @@ from hasten.measure import machine
 from hasten.search import export, finals, prover, summary
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Catalogue, Settings
+from hasten.search.crew import to_come
 from hasten.search.finals import FinalTiming, Proof
-from hasten.search.propose import propose
+from hasten.search.outpost import Hands
+from hasten.search.propose import Dialogue, propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
@@ -36,6 +39,7 @@ class Job:
     catalogue: Catalogue
     settings: Settings
     watch: Watch
+    hands: Hands = field(default_factory=Hands)
 
 
 def optimize(job: Job) -> Report:
@@ -49,7 +53,9 @@ def optimize(job: Job) -> Report:
         return summary.report(job.folder, job.store)
     start = time.monotonic()
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
+    folder.sweep(job.folder)
     try:
+        workshop.crew = job.hands.hire(job.folder, loss=job.loss, seed=job.settings.seed)
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
         job = _settle(job, bench)
         _search(job, bench)
@@ -88,19 +94,28 @@ def _search(job: Job, bench: Bench) -> None:
     spaces = _survey(job, bench.workshop)
     guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
     watch.expected_trials = min(settings.trials or guess, guess)
-    dialogue = propose(job.catalogue, spaces, settings)
+
+    def begin() -> Dialogue:
+        return propose(job.catalogue, spaces, settings)
+
+    dialogue, crew = begin(), bench.workshop.crew
     recipe: Recipe | None = next(dialogue)
-    tried = 0
-    while recipe is not None and (settings.trials is None or tried < settings.trials):
+    said: list[Trial] = []
+    while recipe is not None and (settings.trials is None or len(said) < settings.trials):
         began = time.monotonic()
+        if crew:
+            crew.follow(begin, said)
         trial = bench.attempt(recipe, watch.progress)
-        tried += 1
-        watch.best = _best_words(job)
+        said.append(trial)
+        watch.coming = _coming(begin, said, settings, watch.coming)
+        watch.best = _best_words(said, settings)
         watch.ended(trial, time.monotonic() - began)
         try:
             recipe = dialogue.send(trial)
         except StopIteration:
             recipe = None
+    if crew:
+        crew.drop()
 
 
 def _survey(job: Job, workshop: Workshop) -> dict[type[Step], Space]:
@@ -113,13 +128,21 @@ def _survey(job: Job, workshop: Workshop) -> dict[type[Step], Space]:
     }
 
 
-def _best_words(job: Job) -> str | None:
-    limit, batch = job.settings.limit, job.settings.batch
-    within = [t for t in job.store.trials() if t.measurement and t.measurement.score_drop <= limit.max_drop]
+def _coming(begin: Callable[[], Dialogue], said: Sequence[Trial], settings: Settings, last: float | None) -> float:
+    """Trials still to come. Looking ahead replays the whole dialogue, so a long one is looked at less often."""
+    if last is not None and len(said) > 100 and len(said) % (len(said) // 20):
+        return last - 1
+    found = to_come(begin, said)
+    return found if settings.trials is None else min(found, settings.trials - len(said))
+
+
+def _best_words(said: Sequence[Trial], settings: Settings) -> str | None:
+    limit, batch = settings.limit, settings.batch
+    within = [t for t in said if t.measurement and t.measurement.score_drop <= limit.max_drop]
     if not within:
         return None
     best = min(within, key=lambda t: t.measurement.at(batch).p50_ms)  # type: ignore[union-attr]
-    first = job.store.trials()[0].measurement
+    first = said[0].measurement
     assert best.measurement
     assert first
     speed = first.at(batch).p50_ms / best.measurement.at(batch).p50_ms

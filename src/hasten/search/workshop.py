@@ -1,15 +1,19 @@
 """Making things from recipes, in a guarded child: steps are applied, the engine packs, and every beginning of a recipe is kept.
 
 The cache is content-addressed: a folder's name is the SHA-256 of the actions that led to it (steps, and "lower" where a module
-became a graph), so recipes that begin alike share the work and a killed run finds it again.
+became a graph), so recipes that begin alike share the work and a killed run finds it again. Several workshops may fill one cache:
+each beginning is locked while it is made, and who comes second finds it there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +22,15 @@ from hasten.core.child import Child
 from hasten.core.data import View
 from hasten.core.errors import ChildFailed, HastenError, Unsupported
 from hasten.core.network import Network
-from hasten.core.recipe import Context, Engine, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
+from hasten.core.recipe import Context, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
+
+if TYPE_CHECKING:
+    from hasten.search.crew import Crew
 
 Action = Step | str
 LOWER = "lower"
 ORIGINAL = Path("networks") / "original"
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Workshop:
@@ -33,19 +41,60 @@ class Workshop:
         loss: what steps learn with.
         seed: of the steps.
         memory_bytes: address space of the child.
-        deadline_s: for one recipe.
+        deadline_s: for one recipe; may be changed between recipes.
+        threads: of a helper's child; None for the search's own workshop, which takes what there is and keeps a log.
     """
 
-    def __init__(self, run: Path, *, loss: Loss, seed: int, memory_bytes: int | None = None, deadline_s: float = 3600) -> None:
+    crew: Crew | None = None  # helpers that build ahead; this workshop then packs what they built
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        loss: Loss,
+        seed: int,
+        memory_bytes: int | None = None,
+        deadline_s: float = 3600,
+        threads: int | None = None,
+    ) -> None:
         self._run = run
         self._job = {"run": str(run), "loss": loss, "seed": seed}
         self._memory_bytes = memory_bytes
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
+        self._environment = None if threads is None else {name: str(threads) for name in _THREADS}
         self._child: Child | None = None
+        self._starting = threading.Lock()  # held from `pause` to `resume`: no new process begins in between
 
     def make(self, recipe: Recipe, package: Path, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Packs what the recipe makes into `package`; gives its parameters and MACs. Raises Unsupported, ChildFailed."""
+        if self.crew:
+            self.crew.wait(recipe, progress, deadline_s=self.deadline_s)
         return self._call("make", recipe, package=str(package), progress=progress)  # type: ignore[no-any-return]
+
+    def build(self, recipe: Recipe, progress: Callable[[float, str], None] | None = None) -> None:
+        """Applies the steps of the recipe, into the cache. Raises Unsupported, ChildFailed."""
+        self._call("build", (recipe, recipe.engine.profile), progress=progress)
+
+    def quiet(self) -> contextlib.AbstractContextManager[None]:
+        """No helper works inside: for timing."""
+        return self.crew.rest() if self.crew else contextlib.nullcontext()
+
+    def pause(self) -> None:
+        """Stops the child, and keeps one from being started, until `resume`."""
+        self._starting.acquire()
+        if self._child:
+            self._child.pause()
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        if self._child:
+            self._child.resume()
+        self._starting.release()
+
+    def stop(self) -> None:
+        """Kills the child; a call that is under way in another thread raises ChildFailed."""
+        if child := self._child:
+            child.stop()
 
     def survey(self, kinds: Sequence[type[Step]]) -> dict[str, Any]:
         """For each kind of step, by name, its space on the original network, or the reason why it cannot treat it."""
@@ -56,7 +105,13 @@ class Workshop:
         return bool(self._call("ship", None, into=str(into)))
 
     def close(self) -> None:
-        """Ends the child."""
+        """Ends the child, and the helpers."""
+        if self.crew:
+            self.crew.close()
+            self.crew = None
+        self._end()
+
+    def _end(self) -> None:
         if self._child:
             self._child.close()
             self._child = None
@@ -65,14 +120,15 @@ class Workshop:
         import cloudpickle
 
         if self._child is None:
-            log = self._run / "workshop.log"
-            self._child = Child(memory_bytes=self._memory_bytes, log=log)
+            with self._starting:
+                log = None if self._environment else self._run / "workshop.log"
+                self._child = Child(memory_bytes=self._memory_bytes, log=log, environment=self._environment)
         pickled = np.frombuffer(cloudpickle.dumps(what), np.uint8)
         target = f"hasten.search.workshop:_{function}"
         try:
-            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self._deadline_s, progress=progress)
+            reply = self._child.call(target, pickled, **self._job, **values, deadline_s=self.deadline_s, progress=progress)
         except (ChildFailed, MemoryError, KeyboardInterrupt):
-            self.close()
+            self._end()
             raise
         return reply.value
 
@@ -103,11 +159,18 @@ def _make(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, pac
     from hasten.measure import counts
 
     recipe: Recipe = cloudpickle.loads(pickled.tobytes())
-    context = _context(Path(run), loss, seed, recipe.engine)
-    network = _build(recipe, context, Path(run))
+    context = _context(Path(run), loss, seed, recipe.engine.profile)
+    network = _built(recipe, context, Path(run))
     with folder.new_folder(Path(package)) as fresh:
         recipe.engine.pack(network, fresh)
     return {"parameters": counts.parameters(network), "macs": counts.macs(network), "fixed_batch": network.fixed_batch}
+
+
+def _build(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) -> None:
+    import cloudpickle
+
+    recipe, profile = cloudpickle.loads(pickled.tobytes())
+    _built(recipe, _context(Path(run), loss, seed, profile), Path(run))
 
 
 _LOAD_PT2 = """\
@@ -166,7 +229,7 @@ def _space(kind: type[Step], original: Network, run: Path) -> Space:
 _NONE = View(inputs=(np.zeros((0, 1)),))
 
 
-def _build(recipe: Recipe, context: Context, run: Path) -> Network:
+def _built(recipe: Recipe, context: Context, run: Path) -> Network:
     """Applies what is not in the cache yet."""
     from hasten.load import saved
 
@@ -188,10 +251,27 @@ def _advance(network: Network, plan: Sequence[Action], length: int, run: Path, c
     from hasten.load import lower, saved
 
     action = plan[length - 1]
-    made = lower.lower(network) if isinstance(action, str) else action.apply(network, context)
-    with folder.new_folder(run / "cache" / key(plan[:length], context.profile)) as fresh:
-        saved.save(made, fresh / "network")
+    name = key(plan[:length], context.profile)
+    with _alone(run / "cache", name):
+        if folder.intact(run / "cache" / name):
+            return saved.load(run / "cache" / name / "network")
+        made = lower.lower(network) if isinstance(action, str) else action.apply(network, context)
+        with folder.new_folder(run / "cache" / name) as fresh:
+            saved.save(made, fresh / "network")
     return made
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, name: str) -> Iterator[None]:
+    """No other process is in here for the same entry: each has a byte of its own in one file, locked while this process lives."""
+    with folder.storage(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        file = open(cache / "lock", "ab")  # noqa: SIM115 - closed below; a step's own errors are not the disk's
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(name[:12], 16))
+        yield
+    finally:
+        file.close()
 
 
 @functools.cache
@@ -201,13 +281,13 @@ def _original(run: str) -> Network:
     return saved.load(Path(run) / ORIGINAL / "network")
 
 
-def _context(run: Path, loss: Loss, seed: int, engine: Engine) -> Context:
+def _context(run: Path, loss: Loss, seed: int, profile: Profile) -> Context:
     return Context(
         train=View.load(run / "views" / "train"),
         calibrate=View.load(run / "views" / "calibrate"),
         original=_original(str(run)),
         loss=loss,
-        profile=engine.profile,
+        profile=profile,
         seed=seed,
         progress=child.report_progress,
     )

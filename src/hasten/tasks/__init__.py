@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hasten.core.errors import BackendMissing, UsageError
-from hasten.tasks import images, text
+from hasten.tasks import images, tables, text
 from hasten.tasks.images import TaskData
 
 __all__ = ["TaskData", "load", "missing", "names"]
@@ -14,8 +14,10 @@ __all__ = ["TaskData", "load", "missing", "names"]
 _TASKS: dict[str, tuple[Callable[[], Path], Callable[[Path], TaskData]]] = {
     "digits": (images.find_digits, images.digits),
     "fashion_mnist": (images.find_fashion_mnist, images.fashion_mnist),
+    "letter": (tables.find_letter, tables.letter),
     "mnist5k": (images.find_mnist5k, images.mnist5k),
     "r8": (text.find_r8, text.r8),
+    "splice": (tables.find_splice, tables.splice),
 }
 
 
@@ -23,7 +25,7 @@ def names() -> tuple[str, ...]:
     """The built-in tasks.
 
     >>> names()
-    ('digits', 'fashion_mnist', 'mnist5k', 'r8')
+    ('digits', 'fashion_mnist', 'letter', 'mnist5k', 'r8', 'splice')
     """
     return tuple(_TASKS)
 

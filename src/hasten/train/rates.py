@@ -25,7 +25,7 @@ from hasten.train.stop import Stop
 if TYPE_CHECKING:
     from hasten.train.loop import Fitted, Trainer
 
-USUAL = {"adamw": 2e-3, "sgd": 0.1}  # where the search begins when the range test says nothing
+USUAL = {"adamw": 2e-3, "muon": 1e-2, "sgd": 0.1}  # where the search begins when the range test says nothing
 _USUAL_ELSE = 1e-2
 _SMOOTH = 0.9
 _KEPT_BACK = 0.1  # of the training data, for judging

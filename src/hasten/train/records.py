@@ -119,3 +119,7 @@ class TensorBoard:
                 self._writer.add_scalar(name, getattr(record, name), record.step)
         for layer, norm in record.layers.items():
             self._writer.add_scalar(f"gradient/{layer}", norm, record.step)
+
+    def close(self) -> None:
+        """Puts the last events on disk; without it they wait up to two minutes, and are lost when the process ends before."""
+        self._writer.close()

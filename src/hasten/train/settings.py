@@ -20,7 +20,7 @@ from hasten.train.precision import Precision
 from hasten.train.schedules import NAMED, Moment, OfTorch, Plateau, Schedule
 from hasten.train.stop import Stop
 
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "muon", "sgd"]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Augmentation = Literal["none", "shift"]
 Balance = Literal["none", "sampling", "weights"]
@@ -73,8 +73,9 @@ class Fit:
         epochs: passes over the data, > 0; parts of a pass count.
         batch: examples per step, >= 1; all of them where there are fewer, or for None. A pass leaves out its incomplete last
             batch. 1 is a single example; a batch norm that needs more refuses.
-        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9, in fused kernels: ours on a CPU with a compiler, else torch's; or what
-            makes one of (parameter groups, lr=learning_rate), such as `torch.optim.RMSprop`.
+        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9, in fused kernels: ours on a CPU with a compiler, else torch's; "muon"
+            with steps of AdamW's size, which embeddings, biases and norms take; or what makes one of (parameter groups,
+            lr=learning_rate), such as `torch.optim.RMSprop`.
         learning_rate: at its highest, > 0; or "auto" (see `rates.choose`).
         weight_decay: on weights with two or more axes only, not on biases and norms; >= 0.
         schedule: of the learning rate: a name, one of `schedules`, or `OfTorch`.

@@ -1,0 +1,378 @@
+"""How long it takes to reach an accuracy on unseen images: hasten's recipe against the loops that people write.
+
+    python benchmarks/time_to_accuracy.py [--quick] [--json] [--save] [--only TARGET] [--minutes M] [--tune]
+
+One CNN of 52,000 parameters for all, its weights drawn as torch draws them. "textbook" is Adam at a constant rate: in a DataLoader
+loop, in Lightning, in Keras' `fit`. "one cycle" is the honest control: tensors in memory, channels last, fused AdamW, a rate that
+rises and falls. "hasten" is one `Fit` for all targets. `--tune` trains on nine tenths of the training images and looks at the last
+tenth alone: for each of the three the better of two rates, then the fewest passes that reach the target there (and `MARGIN` more, the
+same for all). Its rows stay in `results/time_to_accuracy_tuning.json`, and the plans follow from them. The benchmark trains on all
+training images from other seeds, each run in a process of its own, and scores the held-out images once, at the end. Seconds are
+those of the training: from arrays in memory to the trained network, with whatever is compiled on the way. With `--save` rows that are
+there are not measured again, so that a run can be ended after `--minutes` and gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hasten import tasks
+from hasten.core.data import View
+from hasten.train import Fit, Precision, fit
+
+Look = Callable[[Any], None]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What tuning may vary: passes over the data and the (highest) learning rate."""
+
+    passes: float
+    rate: float
+
+
+BATCH, SEEDS, MARGIN = 128, 5, 0.002
+TARGETS = {"fashion_mnist 90 %": 0.90, "fashion_mnist 91.5 %": 0.915, "mnist5k 98 %": 0.98}
+METHODS = {
+    "hasten": "hasten",
+    "one cycle": "one cycle",
+    "DataLoader": "textbook",
+    "Lightning": "textbook",
+    "Keras, torch": "textbook",
+    "Keras, TensorFlow": "textbook",
+}
+NEEDS = {"Lightning": "lightning", "Keras, torch": "keras", "Keras, TensorFlow": "tensorflow"}
+RATES = {"textbook": (1e-3, 3e-3), "one cycle": (1e-2, 3e-2), "hasten": (2e-2, 4e-2)}
+PASSES: dict[str, dict[str, tuple[float, ...]]] = {  # of Fashion-MNIST and of the 3,000 digits
+    "fashion_mnist": {"hasten": (1, 1.5, 2, 2.5, 3, 4), "one cycle": (1.5, 2, 3, 4, 6, 8), "textbook": tuple(range(1, 11))},
+    "mnist5k": {"hasten": (6, 10, 16, 24), "one cycle": (6, 10, 16, 24, 36), "textbook": tuple(range(1, 37))},
+}
+JUDGED = {"fashion_mnist": {"hasten": 2, "one cycle": 2, "textbook": 3}, "mnist5k": dict.fromkeys(("hasten", "one cycle", "textbook"), 10)}
+DRAWS = {"fashion_mnist": (100,), "mnist5k": (100, 101, 102)}  # the tenth that is looked at is 6,000 images, or 300
+TUNING = machine.RESULTS / "time_to_accuracy_tuning.json"
+
+
+def network(classes: int = 10) -> nn.Module:
+    """Three 3×3 convolutions with batch norms, small maps early: (batch, 1, 28, 28) → (batch, classes)."""
+    layers: list[nn.Module] = []
+    for before, after, stride in ((1, 24, 2), (24, 64, 1), (64, 64, 1)):
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2) if len(layers) < 8 else nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, classes))
+
+
+def recipe(plan: Plan, seed: int) -> Fit:
+    """hasten's: Muon, its rate rising over a fifth of the steps and falling to 0, and kernels with their channels together."""
+    return Fit(
+        epochs=plan.passes,
+        batch=BATCH,
+        optimizer="muon",
+        learning_rate=plan.rate,
+        precision=Precision(channels_last=True),
+        seed=seed,
+    )
+
+
+def _tensors(view: View) -> tuple[Tensor, Tensor]:
+    assert view.labels is not None
+    return torch.from_numpy(view.inputs[0]), torch.from_numpy(view.labels)
+
+
+def _hasten(view: View, plan: Plan, look: Look) -> nn.Module:
+    del look
+    return fit(network(), view, settings=recipe(plan, torch.initial_seed() % 2**31)).module
+
+
+def _one_cycle(view: View, plan: Plan, look: Look) -> nn.Module:
+    del look
+    module, (x, y) = network().train().to(memory_format=torch.channels_last), _tensors(view)  # type: ignore[call-overload]
+    per_pass = len(x) // BATCH
+    steps = round(plan.passes * per_pass)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=plan.rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+    for step in range(steps):
+        if step % per_pass == 0:
+            order = torch.randperm(len(x)).split(BATCH)
+        index = order[step % per_pass]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x[index].contiguous(memory_format=torch.channels_last)), y[index]).backward()
+        optimizer.step()
+        schedule.step()
+    return module
+
+
+def _batches(view: View) -> Any:
+    from torch.utils.data import DataLoader, TensorDataset
+
+    return DataLoader(TensorDataset(*_tensors(view)), batch_size=BATCH, shuffle=True)
+
+
+def _loader(view: View, plan: Plan, look: Look) -> nn.Module:
+    module, loader = network().train(), _batches(view)
+    optimizer = torch.optim.Adam(module.parameters(), lr=plan.rate)
+    for _ in range(round(plan.passes)):
+        for x, y in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+        look(module)
+    return module
+
+
+def _lightning(view: View, plan: Plan, look: Look) -> nn.Module:
+    import logging
+
+    import lightning
+
+    del look
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module = network()
+
+    class Lit(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=plan.rate)
+
+    off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    lightning.Trainer(max_epochs=round(plan.passes), accelerator="cpu", **off).fit(Lit(), _batches(view))
+    return module
+
+
+def _keras(view: View, plan: Plan, look: Look) -> Callable[[np.ndarray], np.ndarray]:
+    import keras
+
+    del look
+    assert view.labels is not None
+    first = keras.backend.backend() == "torch"  # each backend gets the layout that it computes in
+    keras.config.set_image_data_format("channels_first" if first else "channels_last")
+    laid_out = (lambda x: x) if first else (lambda x: x.reshape(-1, 28, 28, 1))
+    draw = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # what torch draws
+    layers: list[Any] = [keras.Input((1, 28, 28) if first else (28, 28, 1))]
+    for after, stride in ((24, 2), (64, 1), (64, 1)):
+        layers += [keras.layers.ZeroPadding2D(1), keras.layers.Conv2D(after, 3, stride, use_bias=False, kernel_initializer=draw)]
+        layers += [keras.layers.BatchNormalization(axis=1 if first else -1, momentum=0.9, epsilon=1e-5), keras.layers.ReLU()]
+        layers.append(keras.layers.MaxPooling2D(2) if len(layers) < 11 else keras.layers.GlobalAveragePooling2D())
+    model = keras.Sequential([*layers, keras.layers.Dense(10, kernel_initializer=draw)])
+    model.compile(keras.optimizers.Adam(plan.rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(laid_out(view.inputs[0]), view.labels, batch_size=BATCH, epochs=round(plan.passes), verbose=0)
+    return lambda x: np.asarray(model.predict(laid_out(x), verbose=0))
+
+
+LOOPS: dict[str, Callable[[View, Plan, Look], Any]] = {
+    "hasten": _hasten,
+    "one cycle": _one_cycle,
+    "DataLoader": _loader,
+    "Lightning": _lightning,
+    "Keras, torch": _keras,
+    "Keras, TensorFlow": _keras,
+}
+
+
+def once(loop: str, task: str, plan: Plan, seed: int, *, tuning: bool) -> dict[str, Any]:
+    """One training, in this process: its seconds, and the accuracy on what it did not see; in tuning after each pass, if it can."""
+    data = tasks.load(task)
+    seen, unseen = data.train, data.held_out
+    if tuning:
+        order = np.random.default_rng(seed).permutation(len(seen))
+        seen, unseen = seen.take(order[len(seen) // 10 :]), seen.take(order[: len(seen) // 10])
+    torch.manual_seed(seed)
+    if loop.startswith("Keras"):
+        import keras
+
+        keras.utils.set_random_seed(seed)
+    passes: list[float] = []
+
+    def look(module: nn.Module) -> None:
+        if tuning:
+            passes.append(_accuracy(module, unseen))
+            module.train()
+
+    start = time.perf_counter()
+    trained = LOOPS[loop](seen, plan, look)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "accuracy": _accuracy(trained, unseen), "passes": passes}
+
+
+def _accuracy(trained: Any, view: View) -> float:
+    if not isinstance(trained, nn.Module):
+        return float((trained(view.inputs[0]).argmax(1) == view.labels).mean())
+    trained.eval()
+    with torch.no_grad():
+        right = [trained(torch.from_numpy(b.inputs[0])).argmax(1).numpy() == b.labels for b in view.batches(500)]
+    return float(np.mean(np.concatenate(right)))
+
+
+def _launch(loop: str, task: str, plan: Plan, seed: int, *, tuning: bool = False) -> dict[str, Any]:
+    what = json.dumps([loop, task, asdict(plan), seed, tuning])
+    surroundings = {**os.environ, "KERAS_BACKEND": "tensorflow" if loop.endswith("TensorFlow") else "torch"}
+    found = subprocess.run([sys.executable, __file__, "--once", what], capture_output=True, text=True, check=False, env=surroundings)
+    if found.returncode:
+        sys.exit(f"{loop} failed:\n{found.stderr[-2000:]}")
+    return dict(json.loads(found.stdout.splitlines()[-1]))
+
+
+class Tuning:
+    """The rows of tuning, kept on disk as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = json.loads(TUNING.read_text()) if TUNING.exists() else []
+
+    def accuracy(self, task: str, method: str, plan: Plan) -> float | None:
+        """The mean over the draws, or None where it was not tried."""
+        mine = [r for r in self.rows if (r["task"], r["method"], r["rate"], r["passes"]) == (task, method, plan.rate, plan.passes)]
+        return statistics.mean(r["accuracy"] for r in mine) if len(mine) == len(DRAWS[task]) else None
+
+    def tried(self, task: str, method: str, plan: Plan) -> float:
+        """The same, and trains where it was not tried."""
+        if (known := self.accuracy(task, method, plan)) is not None:
+            return known
+        loop = next(name for name, used in METHODS.items() if used == method)
+        for draw in DRAWS[task]:
+            row = {"task": task, "method": method, "rate": plan.rate, "draw": draw}
+            found = _launch(loop, task, plan, draw, tuning=True)
+            whole = found["passes"] or [found["accuracy"]]
+            first = 1 if found["passes"] else plan.passes
+            fresh = [{**row, "passes": first + i} for i in range(len(whole))]
+            self.rows = [r for r in self.rows if not any(one.items() <= r.items() for one in fresh)]
+            self.rows += [{**one, "accuracy": accuracy} for one, accuracy in zip(fresh, whole, strict=True)]
+        TUNING.write_text("[\n" + ",\n".join(json.dumps(r) for r in self.rows) + "\n]\n")
+        told = self.accuracy(task, method, plan)
+        assert told is not None
+        print(f"{task}, {method}, {plan}: {told:.4f}", file=sys.stderr, flush=True)
+        return told
+
+    def best_rate(self, task: str, method: str) -> float | None:
+        """Of both rates the better after the passes of `JUDGED`."""
+        found = {rate: self.accuracy(task, method, Plan(passes=JUDGED[task][method], rate=rate)) for rate in RATES[method]}
+        known = {rate: value for rate, value in found.items() if value is not None}
+        return max(known, key=known.__getitem__) if len(known) == len(found) else None
+
+    def plan(self, target: str, method: str) -> Plan | None:
+        """The fewest passes that reach the target and the margin; where none does, the best of all; None before tuning."""
+        task = target.split()[0]
+        if (rate := self.best_rate(task, method)) is None:
+            return None
+        plans = [Plan(passes=passes, rate=rate) for passes in PASSES[task][method]]
+        found = {plan: value for plan in plans if (value := self.accuracy(task, method, plan)) is not None}
+        enough = [plan for plan, value in found.items() if value >= TARGETS[target] + MARGIN]
+        return enough[0] if enough else max(found, key=found.__getitem__)
+
+
+def tune(target: str) -> None:
+    """Trains until the plans of a target can be told."""
+    task, tuning = target.split()[0], Tuning()
+    for method in ("hasten", "one cycle", "textbook"):
+        passes = PASSES[task][method]
+        for rate in RATES[method]:
+            tuning.tried(task, method, Plan(passes=JUDGED[task][method], rate=rate))
+        best = tuning.best_rate(task, method)
+        assert best is not None
+        if method == "textbook":
+            tuning.tried(task, method, Plan(passes=passes[-1], rate=best))
+            continue
+        for number in passes:
+            if tuning.tried(task, method, Plan(passes=number, rate=best)) >= TARGETS[target] + MARGIN:
+                break
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains every loop from every seed, in turn."""
+    targets = options.only or list(TARGETS)
+    if options.tune:
+        for target in targets:
+            tune(target)
+        sys.exit(0)
+    missing = [name for name, package in NEEDS.items() if importlib.util.find_spec(package) is None]
+    kept = machine.RESULTS / "time_to_accuracy.json"
+    rows: list[Row] = json.loads(kept.read_text())["rows"] if options.save and kept.exists() else []
+    end, tuning = time.monotonic() + 60 * options.minutes, Tuning()
+    for seed in range(1 if options.quick else SEEDS):
+        for target in ["mnist5k 98 %"] if options.quick else targets:
+            for loop, method in METHODS.items():
+                plan = tuning.plan(target, method)
+                if plan is None or loop in missing or (options.quick and loop in NEEDS):
+                    continue
+                row = {"target": target, "loop": loop, "seed": seed, "plan": asdict(plan)}
+                if any(row.items() <= known.items() for known in rows) or time.monotonic() > end:
+                    continue
+                found = _launch(loop, target.split()[0], plan, seed)
+                rows.append({**row, "seconds": found["seconds"], "accuracy": found["accuracy"]})
+                options.keep(_summed(rows, missing))
+    return _summed(rows, missing)
+
+
+def _summed(rows: list[Row], missing: list[str]) -> dict[str, Any]:
+    table = []
+    for target, loop in dict.fromkeys((r["target"], r["loop"]) for r in rows):
+        mine = {r["seed"]: r for r in rows if (r["target"], r["loop"]) == (target, loop)}
+        ours = {r["seed"]: r for r in rows if (r["target"], r["loop"]) == (target, "hasten")}
+        ratios = [r["seconds"] / ours[seed]["seconds"] for seed, r in mine.items() if seed in ours]
+        accuracy, seconds = [r["accuracy"] for r in mine.values()], [r["seconds"] for r in mine.values()]
+        several = len(mine) > 1
+        table.append(
+            {
+                "target": target,
+                "loop": loop,
+                "seeds": len(mine),
+                **next(iter(mine.values()))["plan"],
+                "seconds": statistics.mean(seconds),
+                "seconds_std": statistics.stdev(seconds) if several else None,
+                "accuracy": statistics.mean(accuracy),
+                "accuracy_std": statistics.stdev(accuracy) if several else None,
+                "reached": sum(a >= TARGETS[target] for a in accuracy),
+                "over_hasten": statistics.mean(ratios) if ratios else None,
+                "over_hasten_std": statistics.stdev(ratios) if len(ratios) > 1 else None,
+            }
+        )
+    return {"threads": torch.get_num_threads(), "table": table, "missing": missing, "rows": rows}
+
+
+def show(found: dict[str, Any]) -> None:
+    """One line per target and loop."""
+    print(f"{'target':22} {'loop':18} {'passes':>6} {'seconds':>13} {'accuracy':>16}  reached  time ÷ hasten's")
+    for r in found["table"]:
+        spread = [f" ± {r[key]:{form}}" if r[key] is not None else "" for key, form in (("seconds_std", ".1f"), ("accuracy_std", ".4f"))]
+        over = f"{r['over_hasten']:.2f}" if r["over_hasten"] else "–"
+        over += f" ± {r['over_hasten_std']:.2f}" if r["over_hasten_std"] else ""
+        seconds, accuracy = f"{r['seconds']:.1f}{spread[0]}", f"{r['accuracy']:.4f}{spread[1]}"
+        print(f"{r['target']:22} {r['loop']:18} {r['passes']:6g} {seconds:>13} {accuracy:>16}  {r['reached']}/{r['seeds']}      {over}")
+    if found["missing"]:
+        print(f"not installed, left out: {', '.join(found['missing'])}; pip install lightning keras tensorflow-cpu")
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", action="append", choices=list(TARGETS))
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after these")
+    parser.add_argument("--tune", action="store_true", help="find passes and rates; goes on with what is there")
+
+
+if __name__ == "__main__":
+    if "--once" in sys.argv:
+        warnings.simplefilter("ignore")
+        loop, task, plan, seed, tuning = json.loads(sys.argv[2])
+        print(json.dumps(once(loop, task, Plan(**plan), seed, tuning=tuning)))
+    else:
+        machine.run("time_to_accuracy", measure, show, _options)

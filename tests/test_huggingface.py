@@ -1,0 +1,118 @@
+"""Hugging Face folders: the common tasks, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.core.errors import DataRefused, ModelRefused
+from hasten.load.files import open_network
+from hasten.load.lower import forward, lower
+from networks import equal
+
+transformers = pytest.importorskip("transformers")
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+IDS = np.array([[2, 3, 4, 5, 1], [6, 7, 1, 0, 0], [3, 3, 9, 1, 0]])
+MASK = (IDS > 0).astype(np.int64)
+KINDS = {
+    "text": ("BertForSequenceClassification", "BertConfig", {**SMALL, "vocab_size": 12, "num_labels": 3}),
+    "tokens": (
+        "DistilBertForTokenClassification",
+        "DistilBertConfig",
+        {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": 12},
+    ),
+    "features": ("RobertaModel", "RobertaConfig", {**SMALL, "vocab_size": 12, "max_position_embeddings": 12}),
+    "images": ("ViTForImageClassification", "ViTConfig", {**SMALL, "image_size": 16, "patch_size": 8, "num_labels": 3}),
+    "convolutions": (
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_labels": 3},
+    ),
+}
+
+
+def write(folder: Path, kind: str) -> Any:
+    name, config, settings = KINDS[kind]
+    torch.manual_seed(0)
+    module = getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+    module.save_pretrained(folder)
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opens_and_gives_what_transformers_gives(kind: str, tmp_path: Path) -> None:
+    module = write(tmp_path, kind)
+    images = kind in ("images", "convolutions")
+    example = (np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32),) if images else (IDS, MASK)
+    network = open_network(tmp_path, example)
+    assert network.fixed_batch is None
+    with torch.no_grad():
+        tensors = [torch.from_numpy(a) for a in example]
+        wanted = module(tensors[0]) if images else module(input_ids=tensors[0], attention_mask=tensors[1])
+    assert equal(forward(network, example)[:1], (wanted[0].numpy(),))
+
+
+def test_without_data_an_example_is_made_up(tmp_path: Path) -> None:
+    write(tmp_path, "text")
+    assert [a.shape for a in open_network(tmp_path).example] == [(2, 16), (2, 16)]
+
+
+def test_arrays_with_names_are_given_by_them(tmp_path: Path) -> None:
+    write(tmp_path, "text")
+    plain = open_network(tmp_path, (IDS, MASK))
+    turned = open_network(tmp_path, (MASK, IDS), ("attention_mask", "input_ids"))
+    assert equal(forward(plain, plain.example), forward(turned, turned.example))
+    assert len(open_network(tmp_path, (IDS,)).example) == 1
+    with pytest.raises(DataRefused, match=r"takes input_ids, attention_mask, token_type_ids, got 4 arrays"):
+        open_network(tmp_path, (IDS, MASK, MASK, MASK))
+
+
+@pytest.mark.long
+def test_lowers_with_the_mask(tmp_path: Path) -> None:
+    write(tmp_path, "text")
+    network = open_network(tmp_path, (IDS, MASK))
+    assert equal(forward(lower(network), network.example), forward(network, network.example), 1e-5)
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"architectures": ["Evil"], "auto_map": {"AutoModel": "evil.Evil"}},
+            r"names the class 'Evil', which transformers .* does not have; code of the folder is not run",
+        ),
+        ({"architectures": ["os.system"]}, "names the class 'os.system'"),
+        ({"architectures": ["AutoTokenizer"]}, "names the class 'AutoTokenizer'"),
+        ({"architectures": []}, "must name one class"),
+        ({"hidden_size": 18}, "holds no weights that fit"),
+        ({"num_hidden_layers": 2}, r"holds no weights that fit for 16 parameters"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    write(tmp_path, "text")
+    edited(tmp_path, **changes)
+    with pytest.raises(ModelRefused, match=words):
+        open_network(tmp_path, (IDS, MASK))
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="expected a folder of Hugging Face"):
+        open_network(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelRefused, match="expected JSON in"):
+        open_network(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelRefused, match=r"must hold its weights as .safetensors; write them with model.save_pretrained"):
+        open_network(tmp_path)
