@@ -102,6 +102,14 @@ def test_spoilt_files_are_refused_in_one_line_or_loaded(kind: str, tmp_path: Pat
     assert refused > MUTANTS / 4
 
 
+@pytest.mark.parametrize(("kind", "number"), [("pt", 206), ("parquet", 306), ("parquet", 913)])
+def test_mutants_that_got_through_once(kind: str, number: int, tmp_path: Path) -> None:
+    """They raised what zipfile and pyarrow raise, and no word of ours."""
+    path = write(tmp_path / SEEDS[kind].file, mutant(kind, number))
+    with contextlib.suppress(errors.HastenError):
+        DOORS[SEEDS[kind].door](path)
+
+
 @pytest.mark.long(share=1)
 def test_a_file_that_does_not_end_costs_the_child_alone(tmp_path: Path) -> None:
     data = loops.looping(2**40)(tmp_path)

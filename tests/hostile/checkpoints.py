@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def strided(size: int) -> bytes:
     return changed
 
 
+def of_two_disks(_: Path) -> bytes:
+    """With a record in front of the directory's end that names a second disk."""
+    data = honest()
+    end = data.rindex(b"PK\x05\x06")
+    return data[:end] + b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + data[end:]
+
+
 def circle() -> bytes:
     """A list inside itself."""
     made: list[Any] = [1]
@@ -130,6 +138,7 @@ add_all("checkpoint", "m.pt", {
     "a storage too short": (lambda _: archive({**parts(honest()), "data/0": b"1234"}), "holds no weights"),
     "a start far outside": (instead(b"QK\x00K\x04\x85", b"QM\xff\xffK\x04\x85"), "holds no weights"),
     "other bytes first": (lambda _: archive({**parts(honest()), "byteorder": b"big"}), ""),
+    "two disks": (of_two_disks, "no zip archive"),
     "empty": (lambda _: b"", "no whole pickle"),
     "text": (lambda _: b"hello " * 50, "no whole pickle|got a call"),
 }, door="pt")  # fmt: skip

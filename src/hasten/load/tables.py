@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.core.data import Array
-from hasten.core.errors import BackendMissing, DataRefused, UsageError
+from hasten.core.errors import BackendMissing, DataRefused, HastenError, UsageError
 from hasten.load.examples import Loaded, Naming, check_growth, check_room, checked, listed, roles
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ def read_table(path: Path, naming: Naming) -> Loaded:
             _check_header(path)
             check_room(path.stat().st_size * _BYTES_PER_CSV_BYTE, f"{path}, read,")
             frame = pandas.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", low_memory=False)
-    except (OSError, ValueError) as why:
-        raise DataRefused(f"{path} must be a table with a row of column names: {str(why).splitlines()[0]}") from why
+    except HastenError:
+        raise
+    except Exception as why:  # pandas and pyarrow raise anything on a damaged file
+        told = (str(why).splitlines() or [type(why).__name__])[0]
+        raise DataRefused(f"{path} must be a table with a row of column names: {told}") from why
     return from_frame(frame, naming, where=str(path))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickletools
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +25,7 @@ _TENSORS = frozenset(
     }
 )
 _IMPORTS = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ", "NEWOBJ_EX", "NEXT_BUFFER", "READONLY_BUFFER")
+_ZIP = b"PK\x03\x04"
 _MOST = 20_000_000
 _OLD = 5  # pickles in front of the numbers in a file of PyTorch 1.5 and older
 _AGAIN = "save the weights alone, torch.save(model.state_dict(), path), or write .safetensors"
@@ -72,8 +72,8 @@ def open_checkpoint(path: Path) -> Any:
 
 
 def _checked(path: Path) -> io.BytesIO:
-    if not zipfile.is_zipfile(path):
-        data = io.BytesIO(path.read_bytes())
+    data = io.BytesIO(path.read_bytes())
+    if not data.getvalue().startswith(_ZIP):
         for number in range(_OLD):
             check_pickle(data, f"{path.name} (part {number + 1} of {_OLD})")
         data.seek(0)
