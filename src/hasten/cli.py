@@ -321,8 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _show_interrupted(found: Any, as_json: bool) -> NoReturn:
-    """Prints the report so far; leaves with the exit code of an unfinished run."""
-    print("hasten: interrupted; the same command goes on from here", file=sys.stderr)
+    """Prints the report so far; leaves with the exit code of an unfinished run, for which `main` has the words."""
     best = Path(found.artifact).with_name("best-so-far") if found.artifact else None
     if best and best.is_dir():
         print(f"hasten: the best so far, not proved yet, is in {best}", file=sys.stderr)
