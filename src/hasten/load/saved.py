@@ -25,7 +25,7 @@ import torch
 from hasten.core.errors import StorageError
 from hasten.core.network import Network
 
-FORMAT = 3
+FORMAT = 2
 _BODY = {"module": "module.pt", "graph": "model.onnx"}
 
 
@@ -70,7 +70,7 @@ def load(folder: Path) -> Network:
     except Exception as why:  # a damaged pickle can raise anything
         raise StorageError(f"cannot read the network in {folder}: {type(why).__name__}: {why}; start again") from why
     rest: dict[str, Any] = {"fixed_batch": facts["fixed_batch"], "notes": tuple(facts["notes"])}
-    rest["open_axes"] = tuple(tuple(axes) for axes in facts["open_axes"])
+    rest["open_axes"] = tuple(tuple(axes) for axes in facts.get("open_axes", ()))
     return Network(kind=kind, body=body, example=example, source=source, **rest)
 
 
