@@ -18,7 +18,7 @@ from hasten import engines, exporting, verbs
 from hasten.compress import FoldBatchNorm, QuantizeStatic
 from hasten.core import folder
 from hasten.core.data import View
-from hasten.core.errors import BackendMissing, Unsupported, UsageError
+from hasten.core.errors import BackendMissing, ModelRefused, Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Recipe
 from hasten.core.store import Store
@@ -142,7 +142,7 @@ def test_a_runtime_that_is_not_here_says_what_to_install(cnn: Path, monkeypatch:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="no run in"):
+    with pytest.raises(ModelRefused, match="expected a folder of Hugging Face"):
         export(tmp_path, "onnx")
 
 

@@ -21,6 +21,7 @@ from hasten.load import guards
 from hasten.load.archive import open_program
 from hasten.load.files import open_network
 from hasten.load.lower import forward, quiet
+from hasten.load.source import Source
 from hostile import CASES, Case, checkpoints, keras_files, loops, paths, programs, tensors
 from hostile.cases import MARK
 from hostile.doors import DOORS
@@ -116,7 +117,8 @@ def test_a_file_that_does_not_end_costs_the_child_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", data)
     np.savez(tmp_path / "d.npz", x=np.ones((60, 3), np.float32), y=np.arange(60) % 2)
     with Child() as child, pytest.raises(ModelRefused, match=r"m\.onnx cannot be opened: .* died of SIGXCPU \(more processor time"):
-        prepare.call(child, "hasten.racing:_pack_all", path, into=str(tmp_path), model=str(path), data=str(tmp_path / "d.npz"), rows=2)
+        model = Source.of(path).to_json()
+        prepare.call(child, "hasten.racing:_pack_all", path, into=str(tmp_path), model=model, data=str(tmp_path / "d.npz"), rows=2)
 
 
 @pytest.mark.long(share=1)

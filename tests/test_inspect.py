@@ -17,6 +17,7 @@ from hasten import advice, inspecting
 from hasten.core.errors import UsageError
 from hasten.core.network import Network
 from hasten.engines import profiling
+from hasten.load.source import Source
 from hasten.measure import layers, machine
 from hasten.measure.layers import Ceiling, Layer, LayerTimes
 from networks import lowered, network
@@ -208,7 +209,7 @@ def test_what_cannot_be_lowered_is_counted_and_not_timed(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(lower, "lower", refuse)
     torch.export.save(torch.export.export(network("mlp").module, (torch.from_numpy(network("mlp").example[0]),)), tmp_path / "mlp.pt2")
-    found = inspecting._look(model=str(tmp_path / "mlp.pt2"), data=None, batch=1, threads=1)
+    found = inspecting._look(model=Source.of(tmp_path / "mlp.pt2").to_json(), data=None, batch=1, threads=1)
     assert (found["times"], found["reason"], found["hints"]) == (None, "no such operator", [])
     console = Console(width=80, record=True)
     inspecting.show({"model": "mlp.pt2", **found, "environment": {}}, console)

@@ -185,10 +185,10 @@ def unsearched(run: Path, to: Path) -> Path:
     reopened(run, to)
     database = sqlite3.connect(to / "run.sqlite")
     database.execute("DELETE FROM trials")
-    database.execute("DELETE FROM facts WHERE name IN ('frozen', 'ledger') OR name LIKE 'network %'")
+    database.execute("DELETE FROM facts WHERE name IN ('frozen', 'kept', 'ledger', 'searched') OR name LIKE 'network %'")
     database.commit()
     database.close()
-    for name in ("packages", "cache", "outputs", "artifact"):
+    for name in ("packages", "cache", "outputs", "artifact", "best-so-far"):
         shutil.rmtree(to / name, ignore_errors=True)
     return to
 
@@ -277,7 +277,10 @@ def test_the_best_plain_engine_comes_back_with_equal_outputs(tmp_path: Path, mon
     assert all(torch.equal(v, before[k]) for k, v in problems.trained().state_dict().items())
 
 
-@pytest.mark.parametrize(("cap", "words"), [({"size_bytes": 10}, "bytes on disk, cap 10"), ({"min_speedup": 1e6}, "minimum 1e\\+06×")])
+@pytest.mark.parametrize(
+    ("cap", "words"),
+    [({"size_bytes": 10}, "bytes on disk, cap 10"), pytest.param({"min_speedup": 1e6}, "minimum 1e\\+06×", marks=pytest.mark.long)],
+)
 def test_a_cap_that_nothing_meets(
     finished: tuple[Path, Report],
     inputs: tuple[Path, Path, Path],
@@ -388,7 +391,7 @@ def killed_until_done(inputs: tuple[Path, Path, Path], run: Path, kills: int) ->
     return seen
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(15, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.long)])
 def test_no_finished_trial_is_lost_to_kill_9(inputs: tuple[Path, Path, Path], tmp_path: Path, kills: int) -> None:
     run = tmp_path / "run"
     seen = killed_until_done(inputs, run, kills)
@@ -404,7 +407,7 @@ def test_no_finished_trial_is_lost_to_kill_9(inputs: tuple[Path, Path, Path], tm
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.long(share=1))])
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_the_same_seed_gives_the_same_scores(
     finished: tuple[Path, Report], inputs: tuple[Path, Path, Path], tmp_path: Path, workers: int | None
 ) -> None:
