@@ -89,6 +89,17 @@ def test_the_forecast_knows_where_the_protocol_ends() -> None:
     assert watch.FINALS["timing"][1] == timing.FULL.longest_s
 
 
+@pytest.mark.parametrize(("ends_s", "left"), [(100.0, 70.0), (20.0, 0.0)])
+def test_no_more_is_left_than_the_time_limit(ends_s: float, left: float) -> None:
+    heard: list[Event] = []
+    now = 0.0
+    watching = Watch(watcher=heard.append, clock=lambda: now, expected_trials=1000, ends_s=ends_s)
+    watching.stage("search", "")
+    now = 30.0
+    watching.ended(_trial(0, Recipe((), Quicker()), usual), 30.0)
+    assert heard[-1].left_s == left
+
+
 FINALS = {"heat": 25.0, "ablation": 25.0, "proof": 5.0, "timing": 80.0}
 
 

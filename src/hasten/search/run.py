@@ -58,6 +58,8 @@ def optimize(job: Job) -> Report:
         return summary.report(job.folder, job.store)
     before_s = job.store.fact("seconds") or 0.0
     clock = Clock(limit_s=job.settings.time_limit_s, elapsed_s=job.watch.elapsed_s, before_s=before_s)
+    if clock.limit_s is not None:
+        job.watch.ends_s = clock.limit_s - before_s
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
     folder.sweep(job.folder)
     try:

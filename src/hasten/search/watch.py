@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Watch:
         watcher: who is told.
         expected_trials: what a search in this catalogue usually takes.
         coming: trials that it would still ask for, as far as can be foreseen; None if nobody has looked.
+        ends_s: seconds from the start at which the time limit is over; None without one.
         best: the best so far, in words.
         clock: seconds from any beginning.
     """
@@ -70,6 +72,7 @@ class Watch:
     watcher: Watcher = nobody
     expected_trials: int = 20
     coming: float | None = None
+    ends_s: float | None = None
     best: str | None = None
     clock: Callable[[], float] = time.monotonic
     _start: float = field(init=False)
@@ -108,6 +111,9 @@ class Watch:
             return self._rest_of_stage(share)
         if not self._seconds:
             return None
+        return min(self._foreseen(share), math.inf if self.ends_s is None else max(self.ends_s - self.elapsed_s(), 0.0))
+
+    def _foreseen(self, share: float) -> float:
         if self._stage == "search":
             return self._search_left() + sum(map(self._forecast, FINALS))
         spent = self.elapsed_s() - self._stage_start
