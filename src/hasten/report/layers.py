@@ -94,8 +94,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     )
     if any((row["roofline"] or 0) > 1.05 for row in times["layers"]):
         notes.append(
-            "a layer above its roofline: bound by memory, its arrays lie in the cache, which is faster than the memory that was measured; bound by "
-            "computing, the machine was busy while the ceilings were measured: measure again"
+            "a layer above its roofline: bound by memory, its arrays lie in the cache, which is faster than the memory that was measured; "
+            "bound by computing, the machine was busy while the ceilings were measured: measure again"
         )
     return notes
 
