@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 from hasten import presets, tasks
 from hasten.compress import FoldBatchNorm, QuantizeStatic
 from hasten.core.network import Kind
+from hasten.core.store import Store
 from hasten.engines import Eager, OnnxRuntime
 from hasten.load import files
 from hasten.load.program import export_program
@@ -60,9 +63,26 @@ def cut_short() -> None:
     timing.RANKING = timing.FULL
 
 
-if __name__ == "__main__":  # the kill tests run this in a process of its own
-    import sys
+def killed_until_done(inputs: tuple[Path, ...], run: Path, kills: int) -> list[list[dict[str, object]]]:
+    """Starts the run again and again, each time killed a little later; the finished trials after each kill."""
+    command = [sys.executable, __file__, *map(str, inputs), str(run)]
+    seen = []
+    rng = np.random.default_rng(0)
+    for _ in range(kills):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=float(rng.uniform(1.5, 9)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if (run / "run.sqlite").exists():
+            trials = Store(run / "run.sqlite").trials()
+            seen.append([t.to_json() for t in trials if t.state != "running"])
+    subprocess.run(command, check=True, capture_output=True)
+    return seen
 
+
+if __name__ == "__main__":  # the kill tests run this in a process of its own
     from hasten import verbs
 
     cut_short()

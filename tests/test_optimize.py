@@ -372,29 +372,10 @@ def test_a_full_disk_stops_with_its_own_error_and_the_run_goes_on_later(
     assert report.trials[: len(broken_off.trials)] == broken_off.trials
 
 
-def killed_until_done(inputs: tuple[Path, Path, Path], run: Path, kills: int) -> list[list[dict[str, object]]]:
-    """Starts the run again and again, each time killed a little later; the finished trials after each kill."""
-    command = [sys.executable, str(Path(problems.__file__)), *map(str, inputs), str(run)]
-    seen = []
-    rng = np.random.default_rng(0)
-    for _ in range(kills):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=float(rng.uniform(1.5, 9)))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if (run / "run.sqlite").exists():
-            trials = Store(run / "run.sqlite").trials()
-            seen.append([t.to_json() for t in trials if t.state != "running"])
-    subprocess.run(command, check=True, capture_output=True)
-    return seen
-
-
 @pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.long)])
 def test_no_finished_trial_is_lost_to_kill_9(inputs: tuple[Path, Path, Path], tmp_path: Path, kills: int) -> None:
     run = tmp_path / "run"
-    seen = killed_until_done(inputs, run, kills)
+    seen = problems.killed_until_done(inputs, run, kills)
     report = verbs.load_report(run)
     assert report.state == "finished"
     final = {t.number: t.to_json() for t in report.trials}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from hasten.core.errors import Unsupported
-from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Profile, Space
+from hasten.core.network import Network
 from hasten.engines import settings
+from hasten.engines.modules import ModuleEngine
 
 _LOAD = """\
 import numpy, torch
@@ -26,7 +25,7 @@ def load(folder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExecuTorch:
+class ExecuTorch(ModuleEngine):
     """Compiles the module to `.pte` and runs it in ExecuTorch, on XNNPACK's kernels where they reach.
 
     It is made for one row, and a batch runs row by row; a network that is fixed to a batch size is made for that one.
@@ -35,30 +34,9 @@ class ExecuTorch:
         threads: of one operator; 0 for all cores.
     """
 
-    takes: ClassVar[Kind] = "module"
-    aims: ClassVar[frozenset[Aim]] = frozenset({"speed"})
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        settings.check(self.threads)
-
-    @property
-    def lossless(self) -> bool:
-        """Always: it computes in the number format of the module."""
-        return True
-
-    @property
-    def profile(self) -> Profile:
-        """It takes modules; Q/DQ graphs do not reach it."""
-        return Profile()
-
     def available(self) -> str | None:
         """None if it runs here, else why not."""
         return "executorch is not installed; run: pip install 'hasten[executorch]'" if settings.missing("executorch") else None
-
-    def space(self) -> Space:
-        """Threads worth a try on this machine."""
-        return {"threads": settings.thread_choices()}
 
     def pack(self, network: Network, folder: Path) -> None:
         """Writes `model.pte` and `load.py`. Raises Unsupported where torch cannot export it, or ExecuTorch has no such operator."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from hasten.core.errors import Unsupported
-from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Profile, Space
+from hasten.core.network import Network
 from hasten.engines import settings
+from hasten.engines.modules import ModuleEngine
 
 _LOAD = """\
 import numpy
@@ -27,7 +26,7 @@ _MISSING = "{} is not installed; run: pip install 'hasten[litert]'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiteRT:
+class LiteRT(ModuleEngine):
     """Converts the module to `.tflite` and runs it in LiteRT with its XNNPACK kernels.
 
     A `.tflite` file has fixed sizes: it is made for one row, and a batch runs row by row; a network that is fixed to a batch size is
@@ -37,30 +36,9 @@ class LiteRT:
         threads: of one operator; 0 for all cores.
     """
 
-    takes: ClassVar[Kind] = "module"
-    aims: ClassVar[frozenset[Aim]] = frozenset({"speed"})
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        settings.check(self.threads)
-
-    @property
-    def lossless(self) -> bool:
-        """Always: it computes in the number format of the module."""
-        return True
-
-    @property
-    def profile(self) -> Profile:
-        """It takes modules; Q/DQ graphs do not reach it."""
-        return Profile()
-
     def available(self) -> str | None:
         """None if it converts and runs here, else why not."""
         return next((_MISSING.format(p) for p in ("ai_edge_litert", "litert_torch") if settings.missing(p)), None)
-
-    def space(self) -> Space:
-        """Threads worth a try on this machine."""
-        return {"threads": settings.thread_choices()}
 
     def pack(self, network: Network, folder: Path) -> None:
         """Writes `model.tflite` and `load.py`. Raises Unsupported where the converter has no such operator."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Profile, Space
+from hasten.core.network import Network
+from hasten.core.recipe import Aim
 from hasten.engines import settings
+from hasten.engines.modules import ModuleEngine
 
 _LOAD = """\
 import {imports}
@@ -26,7 +27,7 @@ _READ = '    network.load_state_dict(safetensors.torch.load_file(f"{folder}/mode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(ModuleEngine):
     """Runs the module as an exported program, operator by operator; no kernel is fused.
 
     Args:
@@ -35,33 +36,17 @@ class Program:
             the ones that run. Tensors that share memory are written one by one.
     """
 
-    takes: ClassVar[Kind] = "module"
     aims: ClassVar[frozenset[Aim]] = frozenset()
-    threads: int = 0
     weights: Literal["inside", "safetensors"] = "inside"
 
     def __post_init__(self) -> None:
-        settings.check(self.threads)
+        super().__post_init__()
         if self.weights not in ("inside", "safetensors"):
             raise ValueError(f"weights must be 'inside' or 'safetensors', got {self.weights!r}")
-
-    @property
-    def lossless(self) -> bool:
-        """Always: it computes what the module computes."""
-        return True
-
-    @property
-    def profile(self) -> Profile:
-        """It takes modules; Q/DQ graphs do not reach it."""
-        return Profile()
 
     def available(self) -> str | None:
         """None if it runs here, else why not."""
         return settings.missing("torch") or (settings.missing("safetensors") if self.weights == "safetensors" else None)
-
-    def space(self) -> Space:
-        """Threads worth a try on this machine."""
-        return {"threads": settings.thread_choices()}
 
     def pack(self, network: Network, folder: Path) -> None:
         """Writes `model.pt2`, `model.safetensors` if asked, and `load.py`. Raises Unsupported where torch.export cannot follow."""

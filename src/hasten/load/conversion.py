@@ -27,7 +27,8 @@ def from_keras(path: str) -> Any:
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     given = list(model.inputs)
     specs = [tf.TensorSpec([None, *i.shape[1:]], i.dtype, name=_plain(i.name, at)) for at, i in enumerate(given)]
-    shape = model.input if isinstance(model.input, dict) else None
+    # A sequence of layers has one input, and no word of its own for it.
+    shape = model.input if not isinstance(model, keras.Sequential) and isinstance(model.input, dict) else None
 
     def call(*tensors: Any) -> Any:
         arguments: Any = tensors[0] if len(tensors) == 1 else list(tensors)

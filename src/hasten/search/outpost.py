@@ -17,7 +17,7 @@ from hasten.core.recipe import Loss, Recipe
 from hasten.distributed import parcels
 from hasten.measure import machine
 from hasten.search.crew import Crew, Progress
-from hasten.search.workshop import ORIGINAL, Workshop, actions, alone, key
+from hasten.search.workshop import ORIGINAL, Halting, Workshop, actions, alone, key
 
 if TYPE_CHECKING:
     from hasten.distributed.ray import Cluster, RemoteChild
@@ -73,7 +73,7 @@ def _outposts(cluster: Cluster, workers: int | None, run: Path, *, loss: Loss, s
     return Crew(outposts, at_the_end=cluster.close)
 
 
-class Outpost:
+class Outpost(Halting):
     """A helper on another node: it gets the network and the data once, and sends back what it built.
 
     Args:
@@ -82,13 +82,12 @@ class Outpost:
     """
 
     def __init__(self, run: Path, start: Callable[[], RemoteChild], *, loss: Loss, seed: int) -> None:
+        super().__init__()
         self._run = run
         self._start = start
         self._job = {"loss": loss, "seed": seed}
         self._kind = json.loads((run / ORIGINAL / "network" / "network.json").read_text())["kind"]
-        self._child: RemoteChild | None = None
         self._there: set[str] = set()
-        self._starting = threading.Lock()
 
     def begin(self) -> None:
         """Starts the process there and sends it what it needs. Raises BackendMissing, WorkerLost."""
@@ -117,23 +116,6 @@ class Outpost:
             self.close()
             raise
 
-    def pause(self) -> None:
-        """Stops it where it is on this machine."""
-        self._starting.acquire()
-        if self._child:
-            self._child.pause()
-
-    def resume(self) -> None:
-        """Lets it go on."""
-        if self._child:
-            self._child.resume()
-        self._starting.release()
-
-    def stop(self) -> None:
-        """Ends what it does now."""
-        if child := self._child:
-            child.stop()
-
     def close(self) -> None:
         """Ends the process there."""
         child, self._child = self._child, None
@@ -146,7 +128,8 @@ class Outpost:
             with self._starting:
                 self._child = self._start()
             self._send(self._child, _SENT)
-        return self._child
+        child: RemoteChild = self._child
+        return child
 
     def _send(self, child: RemoteChild, places: tuple[str, ...] | list[str]) -> None:
         for place in places:

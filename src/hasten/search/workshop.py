@@ -33,7 +33,32 @@ ORIGINAL = Path("networks") / "original"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Workshop:
+class Halting:
+    """Has a process that can be held where it is, or ended, from another thread. Workshops here and outposts elsewhere do."""
+
+    def __init__(self) -> None:
+        self._child: Any = None  # a Child, or one on another machine; None until it is needed
+        self._starting = threading.Lock()  # held from `pause` to `resume`: no new process begins in between
+
+    def pause(self) -> None:
+        """Stops the child, and keeps one from being started, until `resume`."""
+        self._starting.acquire()
+        if self._child:
+            self._child.pause()
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        if self._child:
+            self._child.resume()
+        self._starting.release()
+
+    def stop(self) -> None:
+        """Kills the child; a call that is under way in another thread raises ChildFailed."""
+        if child := self._child:
+            child.stop()
+
+
+class Workshop(Halting):
     """A child process that makes packages from recipes; started when it is first needed, and again after it failed.
 
     Args:
@@ -57,13 +82,12 @@ class Workshop:
         deadline_s: float = 3600,
         threads: int | None = None,
     ) -> None:
+        super().__init__()
         self._run = run
         self._job = {"run": str(run), "loss": loss, "seed": seed}
         self._memory_bytes = memory_bytes
         self.deadline_s = deadline_s
         self._environment = None if threads is None else {name: str(threads) for name in _THREADS}
-        self._child: Child | None = None
-        self._starting = threading.Lock()  # held from `pause` to `resume`: no new process begins in between
 
     def make(self, recipe: Recipe, package: Path, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Packs what the recipe makes into `package`; gives its parameters and MACs. Raises Unsupported, ChildFailed."""
@@ -78,23 +102,6 @@ class Workshop:
     def quiet(self) -> contextlib.AbstractContextManager[None]:
         """No helper works inside: for timing."""
         return self.crew.rest() if self.crew else contextlib.nullcontext()
-
-    def pause(self) -> None:
-        """Stops the child, and keeps one from being started, until `resume`."""
-        self._starting.acquire()
-        if self._child:
-            self._child.pause()
-
-    def resume(self) -> None:
-        """Lets it go on."""
-        if self._child:
-            self._child.resume()
-        self._starting.release()
-
-    def stop(self) -> None:
-        """Kills the child; a call that is under way in another thread raises ChildFailed."""
-        if child := self._child:
-            child.stop()
 
     def survey(self, kinds: Sequence[type[Step]]) -> dict[str, Any]:
         """For each kind of step, by name, its space on the original network, or the reason why it cannot treat it."""
