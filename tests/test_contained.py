@@ -22,8 +22,11 @@ from hasten.core import folder
 from hasten.core.errors import RunLocked, StorageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Recipe, Stage
+from hasten.core.report import Trial
 from hasten.core.store import Store
+from hasten.search import finals, prover
 from hasten.search.bench import Bench
+from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
 
 
@@ -118,6 +121,28 @@ def test_the_same_seed_and_timings_give_the_same_run(tmp_path: Path, monkeypatch
     assert sum(name.startswith("packages/") for name in found[0]["folders"]) == len(found[0]["trials"])
     assert found[0] == found[1]
     assert found[0]["folders"] != found[2]["folders"]
+
+
+def test_a_run_that_goes_on_after_its_ablation_has_the_contenders_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ablation tried is no contender, also where the run was broken off behind it."""
+    madeup.prepare(tmp_path / "run")
+    given: list[list[int]] = []
+    real = finals.contenders
+
+    def contenders(trials: list[Trial], settings: Settings) -> list[Trial]:
+        given.append([t.number for t in trials])
+        return real(trials, settings)
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("cannot write: the disk is full")
+
+    monkeypatch.setattr(finals, "contenders", contenders)
+    with monkeypatch.context() as broken, pytest.raises(StorageError):
+        broken.setattr(prover, "freeze", full)
+        madeup.search(tmp_path / "run", told=False)
+    report = madeup.search(tmp_path / "run", told=False)
+    assert len(report.trials) > len(given[0])
+    assert given == [given[0]] * 2
 
 
 @pytest.mark.long(share=1)

@@ -27,7 +27,9 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     """What follows the last trial. Each stage leaves its result in the store."""
     watch, settings = job.watch, job.settings
     cost = settings.objective.cost
-    trials = job.store.trials()
+    # Those of the search alone: a run that goes on after its ablation must find the contenders that it had.
+    searched = set(job.store.once("searched", lambda: [t.number for t in job.store.trials()]))
+    trials = [t for t in job.store.trials() if t.number in searched]
     original, plain = trials[0], plain_best(trials, settings.objective)
     watch.stage("heat", "timing the contenders side by side")
     rivals = finals.contenders(trials, settings)[: fitting(clock.left_s(), _CONTENDER_S, 2)]
