@@ -33,7 +33,7 @@ class Best:
         self._original = self._original or trial
         if not trial.measurement:
             return
-        if trial.number == self._original.number or (is_plain(trial) and trial.measurement.max_difference <= EQUAL_TOLERANCE):
+        if trial.number == self._original.number or is_plain(trial):
             self._offer(SAFE, trial)
         elif self._bench.settings.promising(trial.measurement):
             self._offer(BEST, trial)
