@@ -8,8 +8,9 @@ the same rounds of fresh launches, batch 1. Accuracy is that of the held-out par
 Controls, each given the processor time that the network's first recipe trained for: the original trained further, and a smaller
 network of the same kind trained from scratch (at least as many epochs as the original had). Beside them, pruning by chance.
 
-What was trained is kept in the cache of the reference networks and found again by what made it. `--prepare` stops when all is
-trained, which needs no quiet machine; the timing does. `--quick` takes the MLP, 2,000 images of either part and two recipes.
+What was trained is kept in the cache of the reference networks and found again by what made it; `--only NETWORK --save` adds to the
+saved result. `--prepare` stops when all is trained, which needs no quiet machine; the timing does. `--quick` takes the MLP, 2,000
+images of either part and two recipes.
 """
 
 from __future__ import annotations
@@ -163,14 +164,14 @@ CASES = {
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All networks and seeds."""
     wanted = options.only or (["mlp"] if options.quick else list(CASES))
-    rows: list[dict[str, Any]] = []
+    rows = machine.earlier("compression", "rows") if options.only and options.save else []
     for seed in range(1 if options.quick else options.seeds):
         for name in wanted:
             bench = _Bench(name, seed, quick=options.quick)
             if options.prepare:
                 bench.candidates()
                 continue
-            rows += bench.rows()
+            rows = [r for r in rows if (r["network"], r["seed"]) != (name, seed)] + bench.rows()
             options.keep(_summed(rows))
     if options.prepare:
         sys.exit(0)

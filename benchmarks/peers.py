@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from hasten.engines import Eager, OnnxRuntime, OpenVINO, TorchCompile
 from hasten.load import files
 from hasten.load.lower import lower
 from hasten.measure import timing
-from hasten.measure.machine import environment, has_int8_dot
+from hasten.measure.machine import has_int8_dot
 
 BATCHES = (1, 32)
 CALIBRATE = 300
@@ -161,7 +160,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         wanted = [replace(r, settings=replace(r.settings, epochs=1)) for r in wanted if r.name == "mlp-mnist5k"]
         protocol = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2)
     timing.FULL = replace(timing.FULL, longest_s=30)  # of hasten's own figures: the race below times all of them again
-    networks = {n["network"]: n for n in _earlier()} if options.only else {}
+    networks = {n["network"]: n for n in machine.earlier("peers", "networks")} if options.only else {}
     with tempfile.TemporaryDirectory() as name:
         for reference in wanted:
             work = Path(name) / reference.name
@@ -174,17 +173,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _found(networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ordered = [networks[r.name] for r in reference_networks.REFERENCES if r.name in networks]
     return {"limit": 0.01, "networks": ordered, "summary": summarize(ordered)}
-
-
-def _earlier() -> list[dict[str, Any]]:
-    """What the saved result holds from this machine with these versions."""
-    file = machine.RESULTS / "peers.json"
-    if not file.exists():
-        return []
-    saved = json.loads(file.read_text())
-    ours = environment()
-    same = all(saved["environment"][k] == ours[k] for k in ("cpu", "cores", "versions"))
-    return saved["networks"] if same and not saved["quick"] else []  # type: ignore[no-any-return]
 
 
 def summarize(networks: list[dict[str, Any]]) -> dict[str, Any]:

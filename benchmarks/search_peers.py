@@ -7,8 +7,9 @@ Every network is given to hasten and to each peer with the same data and at most
 - NNCF's `quantize_with_accuracy_control` with the same limit, on the quarter of the held-out data that hasten selects by;
 - Torch-Pruning at a uniform 50 %, by magnitude, then fine-tuned with Adam for what is left of the time, then NNCF's `quantize`.
 Each result is then judged as hasten judges its own, by the upper bound of its drop on the held-out examples; a peer that is not `kept` is
-shown and does not count as the best. A network without labels is judged by agreement with its own answers. `--quick` takes an eighth of
-an epoch of the small CNN, half a minute, and the peers that do not train.
+shown and does not count as the best. A network without labels is judged by agreement with its own answers.
+`--only NETWORK --save` adds to the saved result. `--quick` takes an eighth of an epoch of the small CNN, half a minute, and the peers
+that do not train.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def compare(name: str, case: Case, place: Path, options: argparse.Namespace) -> 
         interval = timed.speedup(at, 0)[0].to_json()
         row = {"peer": peer, "ms": timed.latency(at)[0].p50_ms, "over": interval, **verdicts[peer], "seconds": took[peer]}
         rows.append(row | {"bytes": sum(f.stat().st_size for f in folders[peer].iterdir() if not f.name.startswith("plain-"))})
-    return {"network": name, "recipe": report.chosen and report.chosen.words, "rows": rows, "refused": refused}
+    return {"network": name, "recipe": report.chosen and report.chosen.words, "minutes": options.minutes, "rows": rows, "refused": refused}
 
 
 def _judged(module: Network, held_out: View, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -243,10 +244,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         cases = {"small_cnn-mnist5k": lambda: _reference(replace(short, settings=replace(short.settings, epochs=1 / 8)))}
     else:
         cases = {name: make for name, make in CASES.items() if not options.only or name in options.only}
-    networks: list[dict[str, Any]] = []
+    networks = machine.earlier("search_peers", "networks") if options.only and options.save else []
     for name, make in cases.items():
         with tempfile.TemporaryDirectory() as place:
-            networks.append(compare(name, make(), Path(place), options))
+            found = compare(name, make(), Path(place), options)
+        networks = [n for n in networks if n["network"] != name] + [found]
         options.keep(_found(networks, options))
     return _found(networks, options)
 
@@ -257,7 +259,7 @@ def _found(networks: list[dict[str, Any]], options: argparse.Namespace) -> dict[
     mean = math.exp(sum(map(math.log, over.values())) / len(over)) if over else None
     slower = [name for name, row in best.items() if row and row["over"]["high"] < 1]
     told = {"over_best_kept_peer": over, "geometric_mean": mean, "slower": slower}
-    return {"limit": LIMIT.max_drop, "minutes": options.minutes, "batch": options.batch, "networks": networks, "summary": told}
+    return {"limit": LIMIT.max_drop, "batch": options.batch, "networks": networks, "summary": told}
 
 
 def show(found: dict[str, Any]) -> None:
