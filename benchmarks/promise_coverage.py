@@ -132,9 +132,8 @@ def frozen_on_select(case: Case, rng: np.random.Generator) -> list[int]:
     """What `freeze` makes of 20 candidates, all beyond the limit by a tenth, seen on *select* with latencies at random."""
     base, target, outputs = case.draw(rng, case.select, 1.1 * case.limit, CANDIDATES)
     before = case.score.value(base, target)
-    points = [
-        (i, before - case.score.value(outputs(i), target), float(latency)) for i, latency in enumerate(rng.lognormal(0, 0.5, CANDIDATES))
-    ]
+    drops = [before - case.score.value(outputs(i), target) for i in range(CANDIDATES)]
+    points = [(i, drops[i], drops[i], float(latency)) for i, latency in enumerate(rng.lognormal(0, 0.5, CANDIDATES))]
     return freeze(points, limit=Limit(max_drop=case.limit))
 
 

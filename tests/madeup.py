@@ -301,7 +301,7 @@ def remembered(run: Path) -> dict[str, Any]:
     store = Store(run / verbs.STORE, writable=False)
     try:
         rows = store._db.execute("SELECT name, value FROM facts ORDER BY name").fetchall()
-        facts = {name: json.loads(value) for name, value in rows if name not in ("seconds", "identity")}
+        facts = {name: json.loads(value) for name, value in rows if name not in ("aside", "seconds", "identity")}
         trials = [replace(t, seconds=0.0).to_json() for t in store.trials()]
         openings = [(o.fingerprint, o.candidates, o.reused) for o in store.openings()][-1:]
     finally:

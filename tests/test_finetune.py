@@ -15,6 +15,7 @@ from hasten.core.data import View
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Step, describe, part_from_json, part_to_json
+from hasten.load.lower import forward
 from hasten.train import FineTune, Fit, fit
 from lessons import Tokens, contents, dense, draw, points, seeded, sentences
 
@@ -69,6 +70,17 @@ def test_finetune_hands_its_settings_on(monkeypatch):
     assert seen[0]["teacher"] is network.module
     step.apply(network, as_context(original=network, loss="original"))
     assert seen[1]["settings"] == Fit(**same, loss="original")
+
+
+def test_finetune_learns_from_answers_that_are_known():
+    network, original, other = (as_network(seeded(dense, seed)) for seed in (0, 1, 2))
+    context = as_context(original=original)
+    asked = contents(FineTune().apply(network, context).module)
+
+    def told(teacher):
+        return contents(FineTune().apply(network, replace(context, answers=lambda: forward(teacher, context.train.inputs))).module)
+
+    assert told(original) == asked != told(other)
 
 
 def test_finetune_short_takes_a_quarter_of_the_epochs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hasten.core.report import Certificate, Limit
 from hasten.core.score import Score
 from hasten.measure.scores import AUC, Accuracy, Agreement, Fidelity, MacroF1, SquaredError
 from hasten.measure.statistics import enough, tango_upper
-from hasten.search.prover import _breakage, certify, drop_bound, equal_outputs, freeze
+from hasten.search import prover
+from hasten.search.prover import _breakage, certify, drop_bound, equal_outputs
 
 LIMIT = Limit(max_drop=0.01)
 N = 2000
@@ -33,6 +35,11 @@ def with_lost(count: int) -> Arrays:
 
 def judged(outputs: Arrays, *, lossless: bool = False, score: Score | None = None, limit: Limit = LIMIT) -> Certificate:
     return certify(BASE, LABELS, [(7, outputs, lossless)], score=score or Accuracy(), limit=limit, seed=0)[0]
+
+
+def freeze(points: list[tuple[int, float, float]], **given: Any) -> list[int]:
+    """Where the risk is the drop."""
+    return prover.freeze([(number, drop, drop, ms) for number, drop, ms in points], **given)
 
 
 def random_points(seed: int, count: int) -> list[tuple[int, float, float]]:
@@ -73,6 +80,11 @@ def test_freeze_breaks_ties_by_speed_then_number_and_leaves_the_hopeless_out() -
     assert freeze(points, limit=Limit(max_drop=0.0105)) == [3, 1]
     assert freeze([(1, 0.5, 1.0)], limit=LIMIT) == []
     assert freeze([(1, 0.0, 1.0)], limit=Limit(max_drop=0)) == [1]
+
+
+def test_freeze_goes_by_the_risk_where_the_drops_tell_otherwise() -> None:
+    points = [(1, 0.004, 0.02, 3.0), (2, 0.0, 0.2, 2.0), (3, 0.002, 0.4, 1.0), (4, 0.001, 0.3, 2.5), (5, 0.03, 0.01, 0.5)]
+    assert prover.freeze(points, limit=LIMIT) == [1, 2, 3]
 
 
 def test_freeze_refuses() -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from hasten.core.data import View
 from hasten.core.errors import UsageError
-from hasten.core.network import Kind, Network
+from hasten.core.network import Arrays, Kind, Network
 
 Aim = Literal["speed", "size", "score"]
 Loss = Literal["classes", "values", "original"]
@@ -78,6 +78,8 @@ class Context:
         seed: every random number of a step comes from this and from the step itself.
         fidelity: "short" while the search compares, "long" for what it returns.
         device: a torch device.
+        answers: gives the outputs of `original` on *train*, in its order; None where each step asks for itself. A run keeps them, so that
+            a short training does not pay for a pass of the original.
         progress: called with the share done, in [0, 1], and a few words.
     """
 
@@ -89,6 +91,7 @@ class Context:
     seed: int = 0
     fidelity: Literal["short", "long"] = "long"
     device: str = "cpu"
+    answers: Callable[[], Arrays] | None = None
     progress: Progress = _silent
 
 

@@ -96,6 +96,8 @@ class Measurement(_Json):
         peak_memory_bytes: resident set of the process that runs it, at its highest.
         parameters: numbers held in weights; macs: multiply-accumulates for one example; None where they cannot be told.
         energy_mj: of one call at the user's batch size, in millijoules; None where it was not asked for.
+        distance: root mean square of output − original's output, as a share of that of the original's output; of several outputs the
+            largest. None where it was not taken.
     """
 
     score: float
@@ -108,6 +110,13 @@ class Measurement(_Json):
     parameters: int | None = None
     macs: int | None = None
     energy_mj: float | None = None
+    distance: float | None = None
+
+    @property
+    def risk(self) -> float:
+        """Orders results by how much may have been lost: a few hundred examples say more by how far the answers moved than by how many
+        turned wrong."""
+        return self.score_drop if self.distance is None else self.distance
 
     def at(self, batch: int) -> Latency:
         """The latency at a batch size."""

@@ -150,6 +150,7 @@ class Bench:
             peak_memory_bytes=peak,
             parameters=facts["parameters"],
             macs=facts["macs"],
+            distance=distance(base.outputs, outputs),
         )
 
 
@@ -176,4 +177,14 @@ def difference(expected: Arrays, got: Arrays) -> float:
     for old, new in zip(expected, got, strict=True):
         scale = float(np.abs(old).max(initial=0.0)) or 1.0
         worst = max(worst, float(np.abs(new.astype(np.float64) - old).max(initial=0.0)) / scale)
+    return worst
+
+
+def distance(expected: Arrays, got: Arrays) -> float:
+    """Root mean square of got − expected as a share of that of expected; of several outputs the largest."""
+    worst = 0.0
+    for old, new in zip(expected, got, strict=True):
+        scale = float(np.sqrt(np.mean(np.square(old, dtype=np.float64)))) if old.size else 0.0
+        if scale and math.isfinite(scale):
+            worst = max(worst, float(np.sqrt(np.mean(np.square(new.astype(np.float64) - old)))) / scale)
     return worst

@@ -94,14 +94,17 @@ class Board:
         return _epochs(trained) * self.epoch_s()
 
     def epoch_s(self) -> float:
-        """Seconds of a pass over the training data: as seen last, else told by the time of the network as given."""
+        """Seconds of a pass over the training data: what the last trainings took beyond a trial without them, else told by the time of
+        the network as given."""
         seen: set[tuple[Step, ...]] = set()
         passes: list[float] = []
         usual = median([t.seconds for t in self.trials.values()] or [0.0])
         for recipe, trial in self.trials.items():
             trained = _trained(recipe.steps)
             if trained and trained not in seen and trial.measurement:
-                passes.append(max(trial.seconds - usual, 0.1 * trial.seconds) / _epochs(trained))
+                untrained = self.trials.get(Recipe(tuple(s for s in recipe.steps if not _trains(s)), recipe.engine))
+                beside = usual if untrained is None else untrained.seconds
+                passes.append(max(trial.seconds - beside, 0.1 * trial.seconds) / _epochs(trained))
             seen.add(trained)
         if passes:
             return max(passes[-2:])
@@ -123,9 +126,13 @@ def insert(recipe: Recipe, step: Step) -> Recipe | None:
 
 def _trained(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """The steps up to the last one that trains."""
-    last = max((i for i, step in enumerate(steps) if hasattr(step, "epochs") and step.aims == {"score"}), default=-1)
+    last = max((i for i, step in enumerate(steps) if _trains(step)), default=-1)
     return steps[: last + 1]
 
 
 def _epochs(steps: tuple[Step, ...]) -> float:
-    return sum(float(getattr(step, "epochs", 0.0)) for step in steps if step.aims == {"score"})
+    return sum(float(getattr(step, "epochs", 0.0)) for step in steps if _trains(step))
+
+
+def _trains(step: Step) -> bool:
+    return hasattr(step, "epochs") and step.aims == {"score"}

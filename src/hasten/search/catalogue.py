@@ -11,7 +11,7 @@ from hasten.core.recipe import Engine, Step
 from hasten.core.report import Goal, Limit, Measurement
 from hasten.search.objective import Objective
 
-_TIMING_S = 100.0  # of the heats, the ablation and the final timing
+_TIMING_S = (40.0, 100.0)  # of the heats, the ablation and the final timing: a quarter of the time, within these
 _PROVED = 4  # candidates that usually come before *prove*
 
 
@@ -47,6 +47,7 @@ class Settings:
         trials: most recipes to try; None for as many as the search thinks worth it.
         time_limit_s: for the whole run; None for as long as it takes.
         finals_s: what follows the last trial takes about this; of a time limit it gets half at most.
+        aside_s: what came before the search and is no trial.
         relative_drop: a limit as a share of the original's score; it becomes `limit.max_drop` once that is known.
         train_examples: how many there are, 0 where not known.
         prove_examples: how many there will be to prove with; None where the proof is not that of a 0/1 score.
@@ -60,6 +61,7 @@ class Settings:
     trials: int | None = None
     time_limit_s: float | None = None
     finals_s: float = 150.0
+    aside_s: float = 0.0
     relative_drop: float | None = None
     train_examples: int = 0
     prove_examples: int | None = None
@@ -87,10 +89,13 @@ class Settings:
 
     @property
     def search_s(self) -> float:
-        """Seconds for trials: the time limit without what the heat, the ablation, the proof and the final timing will take."""
-        if self.time_limit_s is None:
-            return float("inf")
-        return self.time_limit_s - min(self.finals_s, self.time_limit_s / 2)
+        """Seconds for trials: the time limit without what comes before and behind them."""
+        return float("inf") if self.time_limit_s is None else self.time_limit_s - self.reserve_s - self.aside_s
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds for the heat, the ablation, the proof and the final timing."""
+        return 0.0 if self.time_limit_s is None else min(self.finals_s, self.time_limit_s / 2)
 
     def promising(self, measured: Measurement) -> bool:
         """Whether a proof is to be expected: from the drop, and what so many proving examples leave open at that share of flips."""
@@ -107,7 +112,9 @@ class Settings:
             score: of the original on *select*.
             proof_s: seconds that the outputs of one candidate on *prove* will take.
         """
-        settled = replace(self, finals_s=_TIMING_S + _PROVED * proof_s)
+        least, most = _TIMING_S
+        timing_s = min(most, max(least, (self.time_limit_s or math.inf) / 4))
+        settled = replace(self, finals_s=timing_s + _PROVED * proof_s)
         if self.relative_drop is None:
             return settled
         return replace(settled, limit=replace(self.limit, max_drop=self.relative_drop * abs(score)), relative_drop=None)

@@ -23,9 +23,13 @@ class Clock:
     elapsed_s: Callable[[], float]
     before_s: float = 0.0
 
+    def used_s(self) -> float:
+        """Seconds since the run began, as far as it ran."""
+        return self.before_s + self.elapsed_s()
+
     def left_s(self) -> float:
         """Seconds until the limit; negative when it is over, infinite without one."""
-        return float("inf") if self.limit_s is None else self.limit_s - self.before_s - self.elapsed_s()
+        return float("inf") if self.limit_s is None else self.limit_s - self.used_s()
 
 
 def parse_duration(words: float | str | None) -> float | None:

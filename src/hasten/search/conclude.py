@@ -39,7 +39,7 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     lines, leader = _ablation(job, bench, clock, rivals, hot)
     rivals = unique([leader, *rivals, plain])
     hot = finals.heat(bench, rivals, watch.progress)
-    points = [(t.number, hot[t.number].score_drop, cost(hot[t.number])) for t in rivals]
+    points = [(t.number, hot[t.number].score_drop, hot[t.number].risk, cost(hot[t.number])) for t in rivals]
     frozen = job.store.once("frozen", lambda: prover.freeze(points, limit=settings.limit))
     job.store.remember("ledger", [line.to_json() for line in lines])
     watch.stage("proof", "opening the proof data, once")

@@ -27,30 +27,32 @@ from hasten.search.objective import timed
 
 Progress = Callable[[float, str], None]
 Heat = dict[int, Measurement]
-CONTENDERS, RISKY = 4, 2
+CONTENDERS, RISKY = 5, 2
 CLEARLY = 1.15
 NO_GAIN = 1.01
 OFFERS = 4
 
 
 def contenders(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
-    """The trials of the lowest cost that no other beats in both cost and score.
+    """The trials of the lowest cost that no other beats in both cost and risk.
 
-    Those that a proof is to be expected of, and a few that may surprise: their drop on *select* is not beyond hope.
+    Of those that a proof is to be expected of the fastest and the safest; and a few that may surprise: their drop on *select* is not
+    beyond hope.
     """
     cost, hopeful = settings.objective.cost, 1.5 * settings.limit.max_drop + 1e-9
-    ran = [(cost(_measured(t)), _measured(t).score_drop, t) for t in trials if t.measurement and t.measurement.score_drop <= hopeful]
+    ran = [(cost(_measured(t)), _measured(t).risk, t) for t in trials if t.measurement and t.measurement.score_drop <= hopeful]
     ran.sort(key=lambda row: row[0])
-    front, at, least = [], 0, math.inf  # the least drop among those that cost clearly less: ranking times are off by several percent
-    for own, drop, trial in ran:
+    front, at, least = [], 0, math.inf  # the least risk among those that cost clearly less: ranking times are off by several percent
+    for own, risk, trial in ran:
         while ran[at][0] * CLEARLY < own:
             least = min(least, ran[at][1])
             at += 1
-        if drop < least:
+        if risk < least:
             front.append(trial)
     likely = [t for t in front if settings.promising(_measured(t))]
     numbers = {t.number for t in likely}
-    return [*likely[:CONTENDERS], *[t for t in front if t.number not in numbers][:RISKY]]
+    fastest, safest = likely[: CONTENDERS - 1], likely[CONTENDERS - 1 :][-1:]
+    return [*fastest[:1], *safest, *fastest[1:], *[t for t in front if t.number not in numbers][:RISKY]]
 
 
 def heat(bench: Bench, trials: Sequence[Trial], progress: Progress | None = None) -> Heat:

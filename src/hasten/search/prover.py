@@ -26,16 +26,16 @@ HOPELESS = 2.0
 _BROKEN = 200
 
 
-def freeze(points: Sequence[tuple[int, float, float]], *, limit: Limit, most: int = 8) -> list[int]:
+def freeze(points: Sequence[tuple[int, float, float, float]], *, limit: Limit, most: int = 8) -> list[int]:
     """The candidates that go before *prove*, safest first, fastest last.
 
     Those whose drop on *select* exceeds twice the limit are left out: testing them would only end the sequence. Of the rest
-    the Pareto front of drop and latency stays; along it the drop rises and the latency falls, so that the order is that of
-    rising risk. Where more than `most` are on it, the one whose neighbours lie closest together in latency goes, until
-    they fit; the safest and the fastest always stay.
+    the Pareto front of risk and latency stays; along it the risk rises and the latency falls. Where more than `most` are on it, the
+    one whose neighbours lie closest together in latency goes, until they fit; the safest and the fastest always stay.
 
     Args:
-        points: (trial number, score drop on *select*, latency in milliseconds on *select*); NaN drops are left out.
+        points: (trial number, score drop on *select*, risk, latency in milliseconds on *select*); NaN drops are left out. The risk may be
+            the drop itself, or whatever orders candidates better, such as how far their answers lie from the original's.
         most: at least 2.
 
     Returns:
@@ -44,22 +44,22 @@ def freeze(points: Sequence[tuple[int, float, float]], *, limit: Limit, most: in
     Raises:
         ValueError: on a latency that is not above 0.
 
-    >>> freeze([(1, 0.0, 4.0), (2, 0.004, 2.0), (3, 0.005, 3.0), (4, 0.05, 1.0)], limit=Limit(max_drop=0.01))
+    >>> freeze([(1, 0.0, 0.0, 4.0), (2, 0.004, 0.1, 2.0), (3, 0.003, 0.2, 3.0), (4, 0.05, 0.3, 1.0)], limit=Limit(max_drop=0.01))
     [1, 2]
     """
     if most < 2:
         raise ValueError(f"most must be >= 2, got {most}")
-    if bad := [p for p in points if not 0 < p[2] < math.inf]:
-        raise ValueError(f"latencies must be above 0, got {bad[0][2]} of trial {bad[0][0]}")
+    if bad := [p for p in points if not 0 < p[3] < math.inf]:
+        raise ValueError(f"latencies must be above 0, got {bad[0][3]} of trial {bad[0][0]}")
     hopeful = [p for p in points if p[1] <= HOPELESS * limit.max_drop + 1e-9]
-    front: list[tuple[int, float, float]] = []
-    for point in sorted(hopeful, key=lambda p: (p[1], p[2], p[0])):
-        if not front or point[2] < front[-1][2]:
+    front: list[tuple[int, float, float, float]] = []
+    for point in sorted(hopeful, key=lambda p: (p[2], p[3], p[0])):
+        if not front or point[3] < front[-1][3]:
             front.append(point)
     while len(front) > most:
-        gaps = [before[2] / after[2] for before, after in zip(front, front[2:], strict=False)]
+        gaps = [before[3] / after[3] for before, after in zip(front, front[2:], strict=False)]
         del front[1 + gaps.index(min(gaps))]
-    return [number for number, _, _ in front]
+    return [number for number, *_ in front]
 
 
 def certify(

@@ -97,7 +97,8 @@ def _settle(job: Job, bench: Bench) -> Job:
     first = bench.attempt(Recipe((), job.catalogue.as_given), job.watch.progress)
     if not first.measurement:
         raise ModelRefused(f"the network does not run as given: {first.reason}")
-    proof_s = first.seconds * job.views.prove.size / len(job.views.select)
+    entry = max(first.measurement.latency, key=lambda e: e.batch)
+    proof_s = job.views.prove.size * entry.p50_ms / entry.batch / 1e3
     settings = job.settings.settled(first.measurement.score, proof_s)
     bench.settings = settings
     job.store.remember("settings", settings_json(settings))
@@ -119,11 +120,12 @@ def settings_json(settings: Settings) -> dict[str, Any]:
 
 
 def _search(job: Job, bench: Bench, clock: Clock) -> None:
-    watch, settings = job.watch, job.settings
+    watch = job.watch
     spaces = _survey(job, bench.workshop)
+    first_s = job.store.trials()[0].seconds
+    settings = replace(job.settings, aside_s=job.store.once("aside", lambda: clock.used_s() - first_s))
     guess = 2 * len(job.catalogue.engines) * (1 + len(spaces)) + 4
     watch.expected_trials = min(settings.trials or guess, guess)
-    reserve_s = (settings.time_limit_s or 0.0) - settings.search_s
     guesses = _guesses(job)
 
     def begin() -> Dialogue:
@@ -132,9 +134,9 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
     dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
     said: list[Trial] = []
-    while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > reserve_s:
+    while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > settings.reserve_s:
         began = time.monotonic()
-        bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - reserve_s))
+        bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - settings.reserve_s))
         if crew:
             crew.follow(begin, said)
         trial = bench.attempt(recipe, watch.progress)

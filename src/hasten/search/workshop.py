@@ -21,7 +21,7 @@ from hasten.core import child, folder
 from hasten.core.child import Child
 from hasten.core.data import View
 from hasten.core.errors import ChildFailed, HastenError, Unsupported
-from hasten.core.network import Network
+from hasten.core.network import Arrays, Network
 from hasten.core.recipe import Context, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Action = Step | str
 LOWER = "lower"
 ORIGINAL = Path("networks") / "original"
+_ANSWERED = 64  # examples at once
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -305,5 +306,26 @@ def _context(run: Path, loss: Loss, seed: int, profile: Profile) -> Context:
         loss=loss,
         profile=profile,
         seed=seed,
+        answers=functools.partial(_answers, str(run)),
         progress=child.report_progress,
     )
+
+
+@functools.cache
+def _answers(run: str) -> Arrays:
+    """The original's outputs on *train*, asked for once in a run."""
+    from hasten.load.lower import forward
+
+    name = fingerprint("answers")[:32]
+    place = Path(run) / "cache" / name
+    with alone(place.parent, name):
+        if not folder.intact(place):
+            original, train = _original(run), View.load(Path(run) / "views" / "train")
+            size = original.fixed_batch or _ANSWERED
+            starts = [min(at, len(train) - size) for at in range(0, len(train), size)] if len(train) > size else [0]
+            parts = [forward(original, tuple(np.array(a) for a in train.take(slice(at, at + size)).inputs)) for at in starts]
+            last = (len(train) - 1) % size + 1  # rows that are new in the last part
+            parts[-1] = tuple(a[-last:] for a in parts[-1])
+            with folder.new_folder(place) as fresh:
+                View(inputs=tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))).save(fresh)
+    return tuple(np.array(a) for a in View.load(place).inputs)

@@ -11,6 +11,7 @@ from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Loss, Space, Stage
 from hasten.train.loop import AfterStep, fit, go_on, trainable
+from hasten.train.objective import Known
 from hasten.train.settings import Fit
 
 _SHORT = 0.25  # share of the epochs that a comparison takes
@@ -65,7 +66,7 @@ class FineTune:
     def space(cls, network: Network) -> Space:
         """Learning rates and epochs. Raises Unsupported where nothing can be trained."""
         treatable(network)
-        return {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4), "epochs": (6.0, 2.0, 15.0)}
+        return {"learning_rate": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2), "epochs": (6.0, 2.0, 15.0)}
 
 
 class Training(Protocol):
@@ -115,7 +116,7 @@ def train_further(network: Network, context: Context, settings: Fit, *, after_st
         raise Unsupported(f"this network takes {batch} examples at once, the training data has {len(context.train)}")
     epochs = settings.epochs * (_SHORT if context.fidelity == "short" else 1.0)
     settings = replace(settings, epochs=epochs, batch=batch, seed=context.seed)
-    teacher = _teacher(context) if settings.needs_teacher else None
+    teacher = _teacher(context, inside=settings.hints is not None) if settings.needs_teacher else None
     fitted = fit(
         network.module,
         context.train,
@@ -137,8 +138,9 @@ def treatable(network: Network) -> None:
     trainable(network.module)
 
 
-def _teacher(context: Context) -> nn.Module:
+def _teacher(context: Context, *, inside: bool) -> nn.Module:
     if context.original is None or context.original.kind != "module":
         way = "there is no other way without labels" if context.loss == "original" else "set distil=0 to learn from labels alone"
         raise Unsupported(f"distillation needs the original as a torch module, it has none; {way}")
-    return context.original.module
+    module = context.original.module
+    return module if inside or context.answers is None else Known(module, context.answers)
