@@ -218,10 +218,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("openvino", 0.1, marks=pytest.mark.long),
         pytest.param("pt2", 0.1, marks=pytest.mark.long),
         pytest.param("safetensors", 1e-3, marks=pytest.mark.long),
+        pytest.param(
+            "tflite", None, marks=[pytest.mark.long, pytest.mark.skipif(engines.LiteRT().available() is not None, reason="no LiteRT")]
+        ),
     ],
 )
 def test_the_result_of_a_run_keeps_its_verdict_on_the_way(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, tolerance: float
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, tolerance: float | None
 ) -> None:
     told = sample_reports.ALL["kept"]
     monkeypatch.setattr(verbs, "load_report", lambda run: told)
@@ -230,7 +233,7 @@ def test_the_result_of_a_run_keeps_its_verdict_on_the_way(
     assert found.accepted, found.reason
     assert (found.inputs, found.examples) == ("held out", 32)
     assert (finished / "artifact" / "manifest.json").read_bytes() == before
-    file = next(f for f in sorted((tmp_path / to).iterdir()) if f.suffix in (".onnx", ".xml", ".safetensors", ".pt2"))
+    file = next(f for f in sorted((tmp_path / to).iterdir()) if f.suffix in (".onnx", ".xml", ".safetensors", ".pt2", ".tflite"))
     metadata = labels.read(file)
     assert metadata
     assert told.chosen

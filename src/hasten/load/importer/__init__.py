@@ -20,6 +20,7 @@ from hasten.load.importer import (  # noqa: F401  each file enters its operators
     arithmetic,
     control,
     convolution,
+    integers,
     norms,
     quantized,
     recurrent,

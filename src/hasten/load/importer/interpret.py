@@ -245,7 +245,7 @@ class Interpreter:
         table = OPERATORS[node.op]
         key = (scope.path, node.number)
         has_body = any(isinstance(v, Body) for v in attributes.values())
-        if not known or sizes or has_body or node.op in _RANDOM:
+        if not (known and table.folds) or sizes or has_body or node.op in _RANDOM:
             results = _listed(self._apply(table, call, given, attributes))
             if node.op in _MOVES and id(given[0]) in self.zeros:
                 self.zeros.update({id(r): r for r in results})

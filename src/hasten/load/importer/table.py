@@ -46,15 +46,19 @@ sym_not: Callable[[Any], Any] = torch.sym_not
 
 @dataclass(frozen=True)
 class Operator:
-    """A function of the table with its signature taken apart: the way that each input arrives, and the attributes."""
+    """A function of the table with its signature taken apart: the way that each input arrives, and the attributes.
+
+    `folds`: whether it is computed once where all its inputs are constants.
+    """
 
     function: Callable[..., Value]
     inputs: tuple[tuple[str, str], ...]
     spread: bool
     attributes: frozenset[str]
+    folds: bool = True
 
     @classmethod
-    def of(cls, function: Callable[..., Value]) -> Operator:
+    def of(cls, function: Callable[..., Value], *, folds: bool = True) -> Operator:
         """Reads the signature of `function`."""
         inputs, attributes, spread = [], set(), False
         for p in inspect.signature(function).parameters.values():
@@ -63,7 +67,7 @@ class Operator:
             else:
                 spread |= p.kind is p.VAR_POSITIONAL
                 inputs.append((p.name, str(p.annotation).split(" ")[0]))
-        return cls(function, tuple(inputs), spread, frozenset(attributes))
+        return cls(function, tuple(inputs), spread, frozenset(attributes), folds)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -71,13 +75,13 @@ SIZES: dict[str, Callable[..., Any]] = {}
 """The same operators on arrays of sizes, in NumPy."""
 
 
-def operator(*names: str) -> Callable[[Callable[..., Value]], Callable[..., Value]]:
+def operator(*names: str, folds: bool = True) -> Callable[[Callable[..., Value]], Callable[..., Value]]:
     """Enters a function into the table, under each of the names ("Relu", or "com.microsoft.Gelu" outside ONNX's own domain)."""
 
     def enter(function: Callable[..., Value]) -> Callable[..., Value]:
         for name in names:
             assert name not in OPERATORS, name
-            OPERATORS[name] = Operator.of(function)
+            OPERATORS[name] = Operator.of(function, folds=folds)
         return function
 
     return enter
