@@ -1,9 +1,9 @@
-"""Writes the tables of docs/training.md anew from benchmarks/results.
+"""Writes the tables of the README and of docs/ that come from benchmarks/results anew.
 
     python benchmarks/tables.py
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; where there is no result of that name it stays as it is. A test holds that the
-page has the tables of the results beside it.
+pages have the tables of the results beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md"))
 Row = dict[str, Any]
 
 
@@ -52,9 +52,20 @@ def training_memory(found: Row) -> Iterable[tuple[str, ...]]:
         yield r["network"], r["name"], f"{r['mb']:.0f} ({low:.0f}–{high:.0f})", f"{r['share_of_plain']:.2f}"
 
 
+def search_peers(found: Row) -> Iterable[tuple[str, ...]]:
+    """How many times as fast hasten's result is."""
+    peers = list(dict.fromkeys(r["peer"] for n in found["networks"] for r in n["rows"][1:]))
+    yield "network", "minutes", "hasten found", *peers
+    for n in found["networks"]:
+        rows = {r["peer"]: r for r in n["rows"]}
+        cells = [f"{r['over']['value']:.2f}{'' if r['kept'] else ' (not kept)'}" if (r := rows.get(p)) else "refused" for p in peers]
+        yield n["network"], f"{n['minutes']:g}", n["recipe"], *cells
+
+
 TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
     "final_accuracy": final_accuracy,
     "loop_overhead": loop_overhead,
+    "search_peers": search_peers,
     "time_to_accuracy": time_to_accuracy,
     "training_memory": training_memory,
 }
@@ -89,4 +100,5 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))

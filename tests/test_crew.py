@@ -252,3 +252,18 @@ def test_waiting_has_a_deadline(crew_of: Any) -> None:
     helper.work = lambda recipe: None
     crew.wait(ROUNDED)
     assert helper.built == [PRUNED, ROUNDED]
+
+
+def test_whoever_hears_the_progress_may_end_the_work(crew_of: Any) -> None:
+    helper = Fake()
+    helper.work = lambda recipe: helper.stopped.wait(10) and None  # type: ignore[func-returns-value]
+    crew = crew_of(helper)
+
+    def heard(share: float, words: str) -> None:
+        raise ChildFailed(f"{words}: too slow")
+
+    with pytest.raises(ChildFailed, match="half way: too slow"):
+        crew.wait(PRUNED, heard)
+    helper.work = lambda recipe: None
+    crew.wait(ROUNDED)
+    assert helper.built == [PRUNED, ROUNDED]

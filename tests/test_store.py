@@ -79,7 +79,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "run.sqlite")
     newer = tmp_path / "newer.sqlite"
     sqlite3.connect(newer).execute("PRAGMA user_version = 99")
-    with pytest.raises(StorageError, match="has format 99, this hasten reads 1"):
+    with pytest.raises(StorageError, match="has format 99, this hasten reads 2"):
         Store(newer)
 
 

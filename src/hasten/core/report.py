@@ -159,7 +159,10 @@ class Limit(_Json):
 
 @_value
 class Trial(_Json):
-    """One recipe that was tried: its measurement, or the reason why there is none."""
+    """One recipe that was tried: its measurement, or the reason why there is none.
+
+    `seconds`: what it took; `pace_s`: what a training in it takes from its first step to its last, by its progress.
+    """
 
     number: int
     recipe: dict[str, Any]
@@ -168,6 +171,7 @@ class Trial(_Json):
     measurement: Measurement | None = None
     reason: str | None = None
     seconds: float = 0.0
+    pace_s: float | None = None
 
 
 @_value

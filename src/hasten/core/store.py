@@ -17,7 +17,7 @@ from hasten.core.recipe import Recipe
 from hasten.core.report import Measurement, Opening, Trial
 
 T = TypeVar("T")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE trials (
@@ -28,7 +28,8 @@ CREATE TABLE trials (
     state TEXT NOT NULL CHECK (state IN ('running', 'finished', 'failed')),
     measurement TEXT,
     reason TEXT,
-    seconds REAL NOT NULL DEFAULT 0
+    seconds REAL NOT NULL DEFAULT 0,
+    pace_s REAL
 ) STRICT;
 CREATE TABLE openings (record TEXT NOT NULL) STRICT;
 """
@@ -90,13 +91,13 @@ class Store:
                 )
         return self._read("WHERE key = ?", key)[0]
 
-    def finish(self, number: int, measurement: Measurement, *, seconds: float) -> None:
+    def finish(self, number: int, measurement: Measurement, *, seconds: float, pace_s: float | None = None) -> None:
         """Ends a trial with its measurement."""
-        self._end(number, "finished", json.dumps(measurement.to_json()), None, seconds)
+        self._end(number, "finished", json.dumps(measurement.to_json()), None, seconds, pace_s)
 
-    def fail(self, number: int, reason: str, *, seconds: float) -> None:
+    def fail(self, number: int, reason: str, *, seconds: float, pace_s: float | None = None) -> None:
         """Ends a trial with the reason why there is no measurement."""
-        self._end(number, "failed", None, reason, seconds)
+        self._end(number, "failed", None, reason, seconds, pace_s)
 
     def trials(self) -> list[Trial]:
         """All of them, by number."""
@@ -114,7 +115,7 @@ class Store:
         return tuple(Opening.from_json(json.loads(record)) for (record,) in rows)
 
     def _read(self, which: str, *values: object) -> list[Trial]:
-        query = f"SELECT number, recipe, words, state, measurement, reason, seconds FROM trials {which} ORDER BY number"
+        query = f"SELECT number, recipe, words, state, measurement, reason, seconds, pace_s FROM trials {which} ORDER BY number"
         with _errors(self._file):
             rows = self._db.execute(query, values).fetchall()
         return [
@@ -126,15 +127,16 @@ class Store:
                 measurement=Measurement.from_json(json.loads(measured)) if measured else None,
                 reason=reason,
                 seconds=seconds,
+                pace_s=pace_s,
             )
-            for number, recipe, words, state, measured, reason, seconds in rows
+            for number, recipe, words, state, measured, reason, seconds, pace_s in rows
         ]
 
-    def _end(self, number: int, state: str, measurement: str | None, reason: str | None, seconds: float) -> None:
+    def _end(self, number: int, state: str, *ended: str | float | None) -> None:
         with _errors(self._file):
             self._db.execute(
-                "UPDATE trials SET state = ?, measurement = ?, reason = ?, seconds = ? WHERE number = ?",
-                (state, measurement, reason, seconds, number),
+                "UPDATE trials SET state = ?, measurement = ?, reason = ?, seconds = ?, pace_s = ? WHERE number = ?",
+                (state, *ended, number),
             )
 
     def _prepare(self, writable: bool) -> None:

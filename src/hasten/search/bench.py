@@ -25,6 +25,7 @@ from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import energy, timing
 from hasten.search.catalogue import Settings
+from hasten.search.pace import Pace, trains
 from hasten.search.workshop import Workshop
 
 SCORING_BATCH = 64
@@ -84,8 +85,9 @@ class Bench:
         if trial.state != "running":
             return trial
         start = time.perf_counter()
+        pace = Pace(progress, deadline_s=self.workshop.deadline_s if any(map(trains, recipe.steps)) else math.inf)
         try:
-            measurement = self._measure(recipe, trial.number, progress)
+            measurement = self._measure(recipe, trial.number, pace)
         except (StorageError, RunLocked):
             raise
         except (HastenError, OSError, MemoryError, ValueError) as why:
@@ -93,12 +95,12 @@ class Bench:
                 with folder.storage(self.run):
                     raise
             reason = str(why) or type(why).__name__
-            self.store.fail(trial.number, reason, seconds=time.perf_counter() - start)
+            self.store.fail(trial.number, reason, seconds=time.perf_counter() - start, pace_s=pace.whole_s)
         else:
-            self.store.finish(trial.number, measurement, seconds=time.perf_counter() - start)
+            self.store.finish(trial.number, measurement, seconds=time.perf_counter() - start, pace_s=pace.whole_s)
         return self.store.begin(recipe)
 
-    def _measure(self, recipe: Recipe, number: int, progress: Callable[[float, str], None] | None) -> Measurement:
+    def _measure(self, recipe: Recipe, number: int, progress: Callable[[float, str], None]) -> Measurement:
         if why := recipe.engine.available():
             raise ChildFailed(why)
         package = self.package(number)

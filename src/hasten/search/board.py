@@ -15,6 +15,7 @@ from hasten.core.errors import UsageError
 from hasten.core.recipe import Recipe, Step
 from hasten.core.report import Trial
 from hasten.search.catalogue import Settings
+from hasten.search.pace import trains
 
 Dialogue = Generator[Recipe, Trial, None]
 
@@ -101,8 +102,10 @@ class Board:
         usual = median([t.seconds for t in self.trials.values()] or [0.0])
         for recipe, trial in self.trials.items():
             trained = _trained(recipe.steps)
-            if trained and trained not in seen and trial.measurement:
-                untrained = self.trials.get(Recipe(tuple(s for s in recipe.steps if not _trains(s)), recipe.engine))
+            if trained and trained not in seen and trial.pace_s:
+                passes.append(trial.pace_s / _epochs(trained))
+            elif trained and trained not in seen and trial.measurement:
+                untrained = self.trials.get(Recipe(tuple(s for s in recipe.steps if not trains(s)), recipe.engine))
                 beside = usual if untrained is None else untrained.seconds
                 passes.append(max(trial.seconds - beside, 0.1 * trial.seconds) / _epochs(trained))
             seen.add(trained)
@@ -126,13 +129,9 @@ def insert(recipe: Recipe, step: Step) -> Recipe | None:
 
 def _trained(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """The steps up to the last one that trains."""
-    last = max((i for i, step in enumerate(steps) if _trains(step)), default=-1)
+    last = max((i for i, step in enumerate(steps) if trains(step)), default=-1)
     return steps[: last + 1]
 
 
 def _epochs(steps: tuple[Step, ...]) -> float:
-    return sum(float(getattr(step, "epochs", 0.0)) for step in steps if _trains(step))
-
-
-def _trains(step: Step) -> bool:
-    return hasattr(step, "epochs") and step.aims == {"score"}
+    return sum(float(getattr(step, "epochs", 0.0)) for step in steps if trains(step))

@@ -100,7 +100,7 @@ class Crew:
 
         Raises:
             HastenError: what building it raised.
-            ChildFailed: if it takes longer than `deadline_s`.
+            ChildFailed: if it takes longer than `deadline_s`, or `progress` raises it.
         """
         if not recipe.steps:
             return
@@ -113,12 +113,13 @@ class Crew:
             while job.state != "done" and self._helpers_left():
                 self._make_room(job)
                 self._changed.wait(0.2)
-                if progress and job.heard:
-                    progress(*job.heard)
-                if time.monotonic() > end:
+                try:
+                    _tell(progress, job)
+                    _in_time(end, deadline_s)
+                except ChildFailed:
                     self._wanted.remove(job)
                     self._end([at for at, other in self._under_way.items() if other is job])
-                    raise ChildFailed(f"no answer within {deadline_s:.0f} s, stopped")
+                    raise
         if job.error:
             raise job.error
 
@@ -210,6 +211,16 @@ class Crew:
             del self._under_way[at]
             job.state = "waiting"
             self._changed.notify_all()
+
+
+def _tell(progress: Progress | None, job: _Job) -> None:
+    if progress and job.heard:
+        progress(*job.heard)
+
+
+def _in_time(end: float, deadline_s: float) -> None:
+    if time.monotonic() > end:
+        raise ChildFailed(f"no answer within {deadline_s:.0f} s, stopped")
 
 
 def foresee(begin: Callable[[], Dialogue], said: Sequence[Trial], most: int) -> list[Recipe]:

@@ -23,6 +23,7 @@ LENIENT = 2.5  # times the limit that a short training may lose: a long one brin
 SHORT, SHORTS = 0.06, 0.4  # shares of the time: for one short training, and for all of them of what is left
 LONG, ALL = 0.45, 0.85  # shares of what is left: for a long training with another behind it, and for the only one
 LAST_HOPE = 10.0  # times the limit: where nothing came through, the best of the short trainings below this becomes a long one
+_LEAST_EXAMPLES = 3_000  # that a short training sees
 _FINEST = 1 / 16  # of a field's range: settings closer than this are not told apart
 
 
@@ -42,7 +43,7 @@ class _Mending:
     brief: float | None = None
 
     def short(self, board: Board) -> Any:
-        """The step with the fewest epochs that its space names, or down to half of them where time is short."""
+        """The step with the fewest epochs that its space names, or where time is short half of them, or as many as take enough examples."""
         if self.brief is None:
             self.brief = self._briefest(board)
         return self._lasting(self.brief)
@@ -55,17 +56,18 @@ class _Mending:
             fitting = self._fitting(board, most, ALL * board.left_s())
         return self._lasting(max(fitting, self.brief or 0.0))
 
-    def learnt(self, board: Board) -> bool:
-        """Fits the short trainings to the time that the first one really took; whether that changes them."""
+    def learnt(self, board: Board, *, ended: bool) -> bool:
+        """Fits the short trainings to the time that the first one really takes; whether that calls for another first one."""
         before, self.brief = self.brief, self._briefest(board)
         each_s = self.brief * board.epoch_s()
         if 0 < each_s < math.inf and board.left_s() < math.inf:
             self.shorts = min(self.shorts, max(1, int(SHORTS * board.left_s() / each_s)))
-        return before is not None and self.brief >= 2 * before
+        return before is not None and (self.brief >= 2 * before or (self.brief < before and not ended))
 
     def _briefest(self, board: Board) -> float:
-        fewest = min(self._choices())
-        return max(fewest / 2, self._fitting(board, fewest, SHORT * board.settings.search_s))
+        fewest, examples = min(self._choices()), board.settings.train_examples
+        least = min(fewest / 2, max(0.25, _LEAST_EXAMPLES / examples)) if examples else fewest / 2
+        return max(least, self._fitting(board, fewest, SHORT * board.settings.search_s))
 
     def _choices(self) -> tuple[float, ...]:
         return self.space.get("epochs") or (getattr(self.step, "epochs", 1.0),)
@@ -231,7 +233,7 @@ def _comes_through(board: Board, ground: Recipe, candidate: Shape, mending: _Men
     yield from board.ask([recipe])
     if not mending.begun:
         mending.begun = True
-        if mending.learnt(board):
+        if mending.learnt(board, ended=board.cost(recipe) < math.inf):
             recipe = _recipe(ground, candidate, mending.short(board))
             yield from board.ask([recipe])
     line.drops[candidate] = board.drop(recipe)
