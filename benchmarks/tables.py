@@ -53,13 +53,21 @@ def training_memory(found: Row) -> Iterable[tuple[str, ...]]:
 
 
 def search_peers(found: Row) -> Iterable[tuple[str, ...]]:
-    """How many times as fast hasten's result is."""
-    peers = list(dict.fromkeys(r["peer"] for n in found["networks"] for r in n["rows"][1:]))
-    yield "network", "minutes", "hasten found", *peers
-    for n in found["networks"]:
-        rows = {r["peer"]: r for r in n["rows"]}
-        cells = [f"{r['over']['value']:.2f}{'' if r['kept'] else ' (not kept)'}" if (r := rows.get(p)) else "refused" for p in peers]
-        yield n["network"], f"{n['minutes']:g}", n["recipe"], *cells
+    """How many times as fast hasten's result is as each peer's."""
+    networks = [{r["peer"]: r for r in n["rows"]} for n in found["networks"]]
+    yield "", *(n["network"] for n in found["networks"])
+    yield "hasten found", *(n["recipe"] for n in found["networks"])
+    yield "drop at most, points", *(f"{100 * rows['hasten']['upper']:.2f}" for rows in networks)
+    yield "minutes for each", *(f"{n['minutes']:g}" for n in found["networks"])
+    for peer in list(dict.fromkeys(name for rows in networks for name in rows))[1:]:
+        yield peer, *(_over(rows.get(peer)) for rows in networks)
+
+
+def _over(row: Row | None) -> str:
+    if row is None:
+        return "refused"
+    over = row["over"]
+    return f"{over['value']:.2f}× ({over['low']:.2f}–{over['high']:.2f})" + ("" if row["kept"] else ", not kept")
 
 
 TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {

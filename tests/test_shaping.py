@@ -11,6 +11,7 @@ import pytest
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Recipe, Space, Stage
 from hasten.core.report import Latency, Limit, Measurement, Trial
+from hasten.search.board import Board
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.propose import propose
 from hasten.search.shape import middle
@@ -185,3 +186,54 @@ def test_middle() -> None:
     assert middle((Thin(ratio=0.5),), (Thin(ratio=0.75, scope="global"),)) is None
     assert middle((Thin(),), (Thin(), Cut())) is None
     assert middle((Cut(blocks=1),), (Cut(blocks=2),)) is None
+
+
+def test_a_pass_takes_what_the_last_training_took_by_its_pace_or_beyond_the_untrained_trial() -> None:
+    thin, half = Recipe((Thin(),), Quick()), Recipe((Thin(), Train(epochs=0.5)), Quick())
+    measured = run(world())[0].measurement
+    board = Board(settings=SETTINGS)
+
+    def seen(recipe: Recipe, seconds: float, **more: Any) -> None:
+        number = len(board.trials)
+        board.trials[recipe] = Trial(
+            number=number, recipe=recipe.to_json(), words="", **{"state": "finished", "measurement": measured, "seconds": seconds, **more}
+        )
+
+    seen(Recipe((), Quick()), 1.0)
+    seen(thin, 5.0)
+    seen(half, 9.0)
+    assert board.epoch_s() == pytest.approx(8.0)  # (9 − 5) / 0.5
+    seen(half, 9.0, pace_s=3.0)
+    assert board.epoch_s() == pytest.approx(6.0)
+    seen(half, 9.0, pace_s=300.0, state="failed", measurement=None)  # stopped, and yet its pace is known
+    assert board.epoch_s() == pytest.approx(600.0)
+
+
+def test_a_first_training_that_was_too_long_is_made_shorter() -> None:
+    """The forecast is far too low; what is learnt from the training that was stopped leads to one that fits."""
+    settings = replace(SETTINGS, time_limit_s=300.0, train_examples=100_000)
+    dialogue, told = propose(CATALOGUE, SPACES, settings, None), list[tuple[float, bool]]()
+    recipe = next(dialogue)
+    for number in range(60):
+        epochs = sum(s.epochs for s in recipe.steps if isinstance(s, Train))
+        late = epochs * 100 > 80
+        latency = tuple(Latency(batch=b, p50_ms=ms, p95_ms=ms, calls=1, launches=1, first_call_ms=ms) for b, ms in ((1, 1.0), (32, 0.02)))
+        latency = tuple(replace(e, p50_ms=e.p50_ms / (2 if recipe.steps else 1)) for e in latency)
+        shaped = any(type(s) in (Thin, Cut) for s in recipe.steps)
+        drop = 0.5 if shaped and not epochs else 0.0
+        measured = Measurement(
+            score=1 - drop, score_drop=drop, flips=drop, max_difference=0, latency=latency, size_bytes=1, peak_memory_bytes=1
+        )
+        if epochs:
+            told.append((epochs, late))
+        trial = Trial(
+            number=number, recipe=recipe.to_json(), words="", state="failed" if late else "finished",
+            measurement=None if late else measured, seconds=6.0 if late else 2.0 + 100 * epochs, pace_s=100 * epochs or None,
+        )  # fmt: skip
+        try:
+            recipe = dialogue.send(trial)
+        except StopIteration:
+            break
+    assert told[0][1]
+    assert any(not late for _, late in told)
+    assert told[1][0] < told[0][0]
