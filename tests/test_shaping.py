@@ -212,7 +212,7 @@ def test_a_pass_takes_what_the_last_training_took_by_its_pace_or_beyond_the_untr
 def test_a_first_training_that_was_too_long_is_made_shorter() -> None:
     """The forecast is far too low; what is learnt from the training that was stopped leads to one that fits."""
     settings = replace(SETTINGS, time_limit_s=300.0, train_examples=100_000)
-    dialogue, told = propose(CATALOGUE, SPACES, settings, None), list[tuple[float, bool, str]]()
+    dialogue, told = propose(CATALOGUE, SPACES, settings, {Train: Train()}), list[tuple[float, bool, str]]()
     recipe = next(dialogue)
     for number in range(60):
         epochs = sum(s.epochs for s in recipe.steps if isinstance(s, Train))
