@@ -260,6 +260,7 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
             relative_drop=limit.max_drop if relative else None,
             goals=options.goals,
             train_examples=len(views.train),
+            select_examples=len(views.select),
             prove_examples=views.prove.size if score.zero_one else None,
         ),
         watch=watch,

@@ -112,12 +112,6 @@ class Measurement(_Json):
     energy_mj: float | None = None
     distance: float | None = None
 
-    @property
-    def risk(self) -> float:
-        """Orders results by how much may have been lost: a few hundred examples say more by how far the answers moved than by how many
-        turned wrong."""
-        return self.score_drop if self.distance is None else self.distance
-
     def at(self, batch: int) -> Latency:
         """The latency at a batch size."""
         return next(entry for entry in self.latency if entry.batch == batch)

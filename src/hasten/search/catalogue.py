@@ -50,6 +50,7 @@ class Settings:
         aside_s: what came before the search and is no trial.
         relative_drop: a limit as a share of the original's score; it becomes `limit.max_drop` once that is known.
         train_examples: how many there are, 0 where not known.
+        select_examples: how many there are to choose with, 0 where not known.
         prove_examples: how many there will be to prove with; None where the proof is not that of a 0/1 score.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     aside_s: float = 0.0
     relative_drop: float | None = None
     train_examples: int = 0
+    select_examples: int = 0
     prove_examples: int | None = None
 
     def __post_init__(self) -> None:

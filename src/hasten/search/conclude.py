@@ -15,6 +15,7 @@ from hasten.search.catalogue import Settings
 from hasten.search.clock import Clock
 from hasten.search.finals import FinalTiming, Heat, Proof
 from hasten.search.objective import Objective
+from hasten.search.risk import risks
 
 if TYPE_CHECKING:
     from hasten.search.run import Job
@@ -39,7 +40,8 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     lines, leader = _ablation(job, bench, clock, rivals, hot)
     rivals = unique([leader, *rivals, plain])
     hot = finals.heat(bench, rivals, watch.progress)
-    points = [(t.number, hot[t.number].score_drop, hot[t.number].risk, cost(hot[t.number])) for t in rivals]
+    risk = risks(unique([*trials, *rivals]), settings)
+    points = [(t.number, hot[t.number].score_drop, risk[t.number], cost(hot[t.number])) for t in rivals]
     frozen = job.store.once("frozen", lambda: prover.freeze(points, limit=settings.limit))
     job.store.remember("ledger", [line.to_json() for line in lines])
     watch.stage("proof", "opening the proof data, once")

@@ -24,6 +24,7 @@ from hasten.search import ledger, prover
 from hasten.search.bench import SCORING_BATCH, Bench
 from hasten.search.catalogue import Settings
 from hasten.search.objective import timed
+from hasten.search.risk import risks
 
 Progress = Callable[[float, str], None]
 Heat = dict[int, Measurement]
@@ -36,11 +37,11 @@ OFFERS = 4
 def contenders(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
     """The trials of the lowest cost that no other beats in both cost and risk.
 
-    Of those that a proof is to be expected of the fastest and the safest; and a few that may surprise: their drop on *select* is not
-    beyond hope.
+    Of those that a proof is to be expected of the fastest, and the safest whose answers changed; and a few that may surprise: their drop
+    on *select* is not beyond hope.
     """
-    cost, hopeful = settings.objective.cost, 1.5 * settings.limit.max_drop + 1e-9
-    ran = [(cost(_measured(t)), _measured(t).risk, t) for t in trials if t.measurement and t.measurement.score_drop <= hopeful]
+    cost, hopeful, known = settings.objective.cost, 1.5 * settings.limit.max_drop + 1e-9, risks(trials, settings)
+    ran = [(cost(_measured(t)), known[t.number], t) for t in trials if t.measurement and t.measurement.score_drop <= hopeful]
     ran.sort(key=lambda row: row[0])
     front, at, least = [], 0, math.inf  # the least risk among those that cost clearly less: ranking times are off by several percent
     for own, risk, trial in ran:
@@ -51,7 +52,8 @@ def contenders(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
             front.append(trial)
     likely = [t for t in front if settings.promising(_measured(t))]
     numbers = {t.number for t in likely}
-    fastest, safest = likely[: CONTENDERS - 1], likely[CONTENDERS - 1 :][-1:]
+    fastest = likely[: CONTENDERS - 1]
+    safest = [t for t in likely[CONTENDERS - 1 :] if _measured(t).max_difference > prover.EQUAL_TOLERANCE][-1:]
     return [*fastest[:1], *safest, *fastest[1:], *[t for t in front if t.number not in numbers][:RISKY]]
 
 
