@@ -49,9 +49,8 @@ def write_files(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "model.pt2", folder / "data.npz", folder / "prove.npz"
 
 
-def lean(kind: Kind, effort: str = "normal", *, imported: bool = False, goals: tuple[str, ...] = ("latency",)) -> Catalogue:
+def lean(kind: Kind, *_: object, **__: object) -> Catalogue:
     """One engine beside the given one, two steps; any effort."""
-    del effort, goals
     given = Eager() if kind == "module" else OnnxRuntime(threads=1)
     return Catalogue(as_given=given, engines=(OnnxRuntime(),), steps=(FoldBatchNorm, QuantizeStatic))
 

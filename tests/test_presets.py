@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import problems
-from hasten import presets, verbs
+from hasten import engines, presets, verbs
 from hasten.core.errors import UsageError
 from hasten.core.recipe import Stage
 from hasten.measure import timing
@@ -48,3 +48,8 @@ def test_the_search_prunes_trains_and_rounds_by_itself(tmp_path: Path, monkeypat
     assert {f.method for f in report.findings} == {kind.__name__ for kind in whole.steps}
     assert any("PruneStructure" in w and "→ FineTune" in w for w in finished), finished
     assert report.chosen
+
+
+def test_nothing_is_compiled_where_there_is_little_time() -> None:
+    for time_s, there in ((120.0, False), (600.0, True)):
+        assert any(isinstance(e, engines.TorchCompile) for e in DEFAULT("module", time_s=time_s).engines) is there

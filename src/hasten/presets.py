@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,6 +36,7 @@ _SMALL: tuple[type[Step], ...] = (QuantizeWeights, StoreHalf)
 _STEPS: dict[Effort, tuple[type[Step], ...]] = {"quick": _QUICK, "normal": _NORMAL, "thorough": _THOROUGH}
 _TRAININGS: dict[Effort, int] = {"quick": 0, "normal": 5, "thorough": 12}
 # "quick" ends within a minute: the process has to start, and its last round to end.
+_COMPILING_S = 180.0
 _LIMITS_S: dict[Effort, float | None] = {"quick": 54.0, "normal": 600.0, "thorough": None}
 
 
@@ -43,20 +45,23 @@ def time_limit_s(effort: Effort) -> float | None:
     return _LIMITS_S[effort]
 
 
-def default(kind: Kind, effort: Effort = "normal", *, imported: bool = False, goals: Sequence[Goal] = ("latency",)) -> Catalogue:
+def default(
+    kind: Kind, effort: Effort = "normal", *, imported: bool = False, goals: Sequence[Goal] = ("latency",), time_s: float = math.inf
+) -> Catalogue:
     """What is tried on a network of this form.
 
     A module runs in eager PyTorch today, an ONNX file in ONNX Runtime, whether it could be imported as a module or stays a
     graph: that is what a speed-up is measured against.
     "quick" races the engines and tries integers. "normal" also folds, prunes units and blocks, and trains what that cost back.
     "thorough" has more ways to change the structure and to train, and trains more often. Where the size counts, files are packed
-    and weights stored small as well.
+    and weights stored small as well. Where the whole run has less than three minutes (`time_s`), nothing is compiled: half a minute for
+    an engine that seldom wins on a CPU would cost the others their trials.
     """
     as_given: Engine = Eager() if kind == "module" and not imported else OnnxRuntime()
     engines: tuple[Engine, ...] = (OnnxRuntime(), OpenVINO())
     if "size" in goals:
         engines = (*engines, OnnxRuntime(packed=True), OpenVINO(packed=True))
-    if kind == "module" and effort != "quick":
-        engines = (TorchCompile(), *engines)
+    if kind == "module" and effort != "quick" and time_s >= _COMPILING_S:
+        engines = (*engines, TorchCompile())
     steps = _STEPS[effort] + (_SMALL if "size" in goals else ())
     return Catalogue(as_given=as_given, engines=engines, steps=steps, tune=effort != "quick", trainings=_TRAININGS[effort])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -243,20 +244,22 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
             raise UsageError(f"the network takes batches of {task['fixed_batch']} only, got --batch {options.batch}")
         batches = (task["fixed_batch"],)
     views, score = split.reopen(place), prepare.read_score(task["score"])
+    time_s = parse_duration(options.time_limit) or (None if options.trials else presets.time_limit_s(options.effort))
+    asked = {"imported": task["imported"], "goals": options.goals, "time_s": time_s or math.inf}
     return Job(
         folder=place,
         store=store,
         views=views,
         score=score,
         loss=task["loss"],
-        catalogue=presets.default(task["kind"], options.effort, imported=task["imported"], goals=options.goals),
+        catalogue=presets.default(task["kind"], options.effort, **asked),
         settings=Settings(
             limit=limit,
             batch=task["fixed_batch"] or options.batch,
             batches=batches,
             seed=options.seed,
             trials=options.trials,
-            time_limit_s=parse_duration(options.time_limit) or (None if options.trials else presets.time_limit_s(options.effort)),
+            time_limit_s=time_s,
             relative_drop=limit.max_drop if relative else None,
             goals=options.goals,
             train_examples=len(views.train),

@@ -106,7 +106,7 @@ class Bench:
         package = self.package(number)
         facts = self.workshop.make(recipe, package, progress)
         self.store.remember(f"network {number}", facts)
-        with Runner(package, fixed_batch=facts["fixed_batch"], deadline_s=DEADLINE_S) as runner:
+        with Runner(package, fixed_batch=facts["fixed_batch"], deadline_s=min(DEADLINE_S, self.workshop.deadline_s)) as runner:
             outputs = runner.outputs(self.select.inputs, batch=SCORING_BATCH)
             if self.baseline is None:
                 baseline = self._establish(outputs)

@@ -25,11 +25,13 @@ from hasten.search.clock import Clock
 from hasten.search.conclude import finish, take
 from hasten.search.crew import to_come
 from hasten.search.outpost import Hands
+from hasten.search.pace import trains
 from hasten.search.propose import propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
 _LEAST_S = 5.0  # that a trial which has begun may take, though the time for trials is over
+_UNTRAINED = 1 / 3  # of the time left, that a trial without a training may take: compiling a network must not cost the search
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,10 +135,11 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
 
     dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
-    said: list[Trial] = []
+    said, longest_s = list[Trial](), bench.workshop.deadline_s
     while recipe is not None and (settings.trials is None or len(said) < settings.trials) and clock.left_s() > settings.reserve_s:
         began = time.monotonic()
-        bench.workshop.deadline_s = min(bench.workshop.deadline_s, max(_LEAST_S, clock.left_s() - settings.reserve_s))
+        left_s = (clock.left_s() - settings.reserve_s) * (1.0 if any(map(trains, recipe.steps)) else _UNTRAINED)
+        bench.workshop.deadline_s = min(longest_s, max(_LEAST_S, left_s))
         if crew:
             crew.follow(begin, said)
         trial = bench.attempt(recipe, watch.progress)
