@@ -144,7 +144,7 @@ class Store:
         if version == 0 and writable:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
-            raise StorageError(f"{self._file} has format {version}, this hasten reads {SCHEMA_VERSION}")
+            raise StorageError(f"{self._file} has format {version}, this hasten reads {SCHEMA_VERSION}; choose another run folder")
         foreign = self._db.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
         if foreign:  # a view can be a query without an end
             raise StorageError(f"{self._file} must hold tables alone, got {foreign[0]!r}: not read")
