@@ -37,3 +37,9 @@ def test_what_did_not_change_risks_nothing() -> None:
 
 def test_without_flips_it_is_the_drop() -> None:
     assert risks([seen(1, 0.004, None, 0.3), seen(2, 0.001, 0.02, None)], replace(SETTINGS, select_examples=0)) == {1: 0.004, 2: 0.001}
+
+
+def test_easy_examples_do_not_make_what_was_trained_safer_than_what_was_rounded() -> None:
+    rounded, trained = seen(1, 0.002, 0.002, 0.01), [seen(n, 0.0, 0.001 * n, 0.2) for n in (2, 3)]
+    found = risks([rounded, *trained], SETTINGS)
+    assert found[1] < min(found[2], found[3])

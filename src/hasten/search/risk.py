@@ -14,6 +14,7 @@ from hasten.core.report import Trial
 from hasten.search.catalogue import Settings
 
 _RANGE = (2e-3, 0.5)  # distances over which flips grow in proportion
+_USUAL = 0.1  # flips for each unit of distance, at least: examples that happen to be easy show fewer
 
 
 def risks(trials: Sequence[Trial], settings: Settings) -> dict[int, float]:
@@ -35,4 +36,4 @@ def _slope(trials: Sequence[Trial]) -> float:
     """Flips for each unit of distance."""
     measured = [t.measurement for t in trials if t.measurement]
     known = [m.flips / m.distance for m in measured if m.flips and m.distance and _RANGE[0] <= m.distance <= _RANGE[1]]
-    return median(known) if known else 0.0
+    return max(median(known), _USUAL) if known else _USUAL
