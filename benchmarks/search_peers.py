@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import compression
+import compression_cases
 import machine
 import numpy as np
 import peers
@@ -173,7 +173,7 @@ def _efficientnet() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "small_cnn-mnist5k": lambda: _reference(reference_networks.REFERENCES[0]),
-    **{name: lambda n=name: _reference(compression.CASES[n].original) for name in ("resnet20", "mobilenet", "lstm", "minilm")},  # type: ignore[misc]
+    **{name: lambda n=name: _reference(compression_cases.CASES[n].original) for name in ("resnet20", "mobilenet", "lstm", "minilm")},  # type: ignore[misc]
     "efficientnet-lite0": _efficientnet,
 }
 

@@ -24,7 +24,7 @@ from hasten.core.network import Network
 from hasten.core.recipe import Context, Recipe, Stage
 from hasten.core.report import Trial
 from hasten.core.store import Store
-from hasten.search import finals, prover
+from hasten.search import conclude, finals, prover
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
@@ -143,6 +143,40 @@ def test_a_run_that_goes_on_after_its_ablation_has_the_contenders_that_it_had(tm
     report = madeup.search(tmp_path / "run", told=False)
     assert len(report.trials) > len(given[0])
     assert given == [given[0]] * 2
+
+
+def test_what_is_not_trained_gets_a_third_of_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is kept back for the end is a quarter of the limit and four proofs, however long the first trial took to begin."""
+    given: list[tuple[float, float, float]] = []
+    real = Bench.attempt
+
+    def attempt(self: Bench, recipe: Recipe, progress: Any = None) -> Trial:
+        given.append((self.workshop.deadline_s, self.settings.reserve_s, self.settings.search_s))
+        return real(self, recipe, progress)
+
+    monkeypatch.setattr(Bench, "attempt", attempt)
+    madeup.prepare(tmp_path)
+    madeup.search(tmp_path, replace(madeup.SETTINGS, time_limit_s=200.0), told=False)
+    first, *others = given[:10]
+    assert first[0] > 1000
+    for deadline_s, reserve_s, search_s in others:
+        assert reserve_s == pytest.approx(50 + 4 * 600 * 0.01)  # 600 examples to prove with, at 10 ms each
+        assert 20 < deadline_s <= search_s / 3
+
+
+def test_candidates_go_before_prove_in_the_order_of_their_risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = {}
+    for way in ("usual", "turned"):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / f"state-{way}"))
+        if way == "turned":
+            monkeypatch.setattr(conclude, "risks", lambda trials, settings: {t.number: -float(t.number) for t in trials})
+        madeup.prepare(tmp_path / way)
+        madeup.search(tmp_path / way, told=False)
+        store = Store(tmp_path / way / verbs.STORE, writable=False)
+        frozen[way] = store.fact("frozen")
+        store.close()
+    assert len(frozen["usual"]) > 1
+    assert frozen["turned"] == sorted(frozen["turned"], reverse=True) != frozen["usual"]
 
 
 @pytest.mark.long(share=1)

@@ -35,8 +35,8 @@ _THOROUGH: tuple[type[Step], ...] = (*_NORMAL, Distil, FactorizeConv, FactorizeL
 _SMALL: tuple[type[Step], ...] = (QuantizeWeights, StoreHalf)
 _STEPS: dict[Effort, tuple[type[Step], ...]] = {"quick": _QUICK, "normal": _NORMAL, "thorough": _THOROUGH}
 _TRAININGS: dict[Effort, int] = {"quick": 0, "normal": 5, "thorough": 12}
+_COMPILING_S = 180.0  # of a run, below which nothing is compiled
 # "quick" ends within a minute: the process has to start, and its last round to end.
-_COMPILING_S = 180.0
 _LIMITS_S: dict[Effort, float | None] = {"quick": 54.0, "normal": 600.0, "thorough": None}
 
 

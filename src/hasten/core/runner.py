@@ -53,9 +53,7 @@ class Runner:
 
     def __call__(self, *inputs: np.ndarray[Any, Any]) -> Arrays:
         """The outputs for one batch, a tuple of arrays."""
-        if not self._fixed_batch:
-            return self._child.call("hasten.core.runner:_call", *inputs, deadline_s=self._deadline_s).arrays
-        return self._piecewise(inputs, self._fixed_batch)
+        return piecewise(self._once, inputs, self._fixed_batch) if self._fixed_batch else self._once(*inputs)
 
     def outputs(self, inputs: Arrays, *, batch: int = 64) -> Arrays:
         """The outputs for all examples, in batches."""
@@ -88,15 +86,19 @@ class Runner:
         """Kills the process."""
         self._child.close()
 
-    def _piecewise(self, inputs: Arrays, size: int) -> Arrays:
-        pieces = []
-        for start in range(0, len(inputs[0]), size):
-            rows = [a[start : start + size] for a in inputs]
-            real = len(rows[0])
-            full = [np.concatenate([r, np.repeat(r[-1:], size - real, axis=0)]) if real < size else r for r in rows]
-            out = self._child.call("hasten.core.runner:_call", *full, deadline_s=self._deadline_s).arrays
-            pieces.append(tuple(o[:real] for o in out))
-        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    def _once(self, *rows: np.ndarray[Any, Any]) -> Arrays:
+        return self._child.call("hasten.core.runner:_call", *rows, deadline_s=self._deadline_s).arrays
+
+
+def piecewise(run: Callable[..., Arrays], inputs: Arrays, size: int) -> Arrays:
+    """What `run` gives for all rows, in pieces of exactly `size`: the last one is filled up with its last row."""
+    pieces = []
+    for start in range(0, len(inputs[0]), size):
+        rows = [a[start : start + size] for a in inputs]
+        real = len(rows[0])
+        full = [np.concatenate([r, np.repeat(r[-1:], size - real, axis=0)]) if real < size else r for r in rows]
+        pieces.append(tuple(o[:real] for o in run(*full)))
+    return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
 
 def _open(*, folder: str) -> None:

@@ -23,6 +23,7 @@ from hasten.core.data import View
 from hasten.core.errors import ChildFailed, HastenError, Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import Context, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
+from hasten.core.runner import piecewise
 
 if TYPE_CHECKING:
     from hasten.search.crew import Crew
@@ -322,10 +323,7 @@ def _answers(run: str) -> Arrays:
         if not folder.intact(place):
             original, train = _original(run), View.load(Path(run) / "views" / "train")
             size = original.fixed_batch or _ANSWERED
-            starts = [min(at, len(train) - size) for at in range(0, len(train), size)] if len(train) > size else [0]
-            parts = [forward(original, tuple(np.array(a) for a in train.take(slice(at, at + size)).inputs)) for at in starts]
-            last = (len(train) - 1) % size + 1  # rows that are new in the last part
-            parts[-1] = tuple(a[-last:] for a in parts[-1])
+            outputs = piecewise(lambda *rows: forward(original, tuple(map(np.array, rows))), train.inputs, size)
             with folder.new_folder(place) as fresh:
-                View(inputs=tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))).save(fresh)
+                View(inputs=outputs).save(fresh)
     return tuple(np.array(a) for a in View.load(place).inputs)

@@ -1,11 +1,13 @@
 """Q/DQ graphs for tools that find integers in pairs of PyTorch's own operators, such as LiteRT's converter.
 
 A pair of QuantizeLinear and DequantizeLinear becomes one node, `hasten.Rounded`, which is followed as a pair of
-`torch.ops.quantized_decomposed`; integers that are constants become the floats that they stand for with such a pair behind them.
-Unsigned integers become signed ones with their zero point moved along.
+`torch.ops.quantized_decomposed`; bytes that are constants become the floats that they stand for with such a pair behind them.
+Unsigned bytes become signed ones with their zero point moved along; wider integers stay the roundings that they are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 from hasten.core.network import Arrays
 from hasten.load.importer.interpret import Followed
 from hasten.load.importer.nodes import read_model
+from hasten.load.importer.quantized import dequantized
 from hasten.load.importer.table import Array, Call, Known, operator, to_tensor
 from hasten.load.lower import quiet
 
 _DOMAIN = "hasten"
+_BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 _INTEGERS = (-128, 127, torch.int8)
 
 
@@ -61,23 +65,21 @@ def _marked(graph: onnx.ModelProto) -> onnx.ModelProto:
     constants = {i.name: i for i in body.initializer}
     pairs = {n.output[0]: n for n in body.node if n.op_type == "QuantizeLinear"}
     for node in [n for n in body.node if n.op_type == "DequantizeLinear"]:
-        if any(name not in constants for name in node.input[1:]):
-            continue
-        scale, zero = _numbers(node, constants)
+        scale, zero = (numpy_helper.to_array(constants[n]) if n in constants else None for n in (*node.input[1:], "")[:2])
         source, name = node.input[0], node.output[0]
+        if scale is None or scale.ndim > 1 or (zero is None and len(node.input) > 2):
+            continue  # found while running, or in blocks
         if source in constants:
             integers = numpy_helper.to_array(constants[source])
-            floats = _floats(integers, scale, zero, _axis(node))
-            wide = integers.dtype.itemsize > 1
-            body.initializer.append(numpy_helper.from_array(floats, name if wide else f"{name}_floats"))
-            if wide:
-                body.node.remove(node)
+            floats = dequantized(to_tensor(integers), to_tensor(scale), None if zero is None else to_tensor(zero), axis=_axis(node))
+            narrow = integers.dtype in _BYTES
+            body.initializer.append(numpy_helper.from_array(floats.numpy(), f"{name}_floats" if narrow else name))
+            if narrow:
+                _mark(body, node, f"{name}_floats", scale, _signed(zero, scale, integers.dtype))
             else:
-                zero = zero - 128 if integers.dtype == np.uint8 else zero
-                _mark(body, node, f"{name}_floats", scale, zero)
-        elif source in pairs:
-            unsigned = len(node.input) < 3 or numpy_helper.to_array(constants[node.input[2]]).dtype == np.uint8
-            _mark(body, node, pairs[source].input[0], scale, zero - 128 if unsigned else zero)
+                body.node.remove(node)
+        elif source in pairs and (kind := np.dtype(np.uint8) if zero is None else zero.dtype) in _BYTES:
+            _mark(body, node, pairs[source].input[0], scale, _signed(zero, scale, kind))
     read = {name for node in body.node for name in node.input} | {o.name for o in body.output}
     for pair in pairs.values():
         if pair.output[0] not in read:
@@ -86,19 +88,14 @@ def _marked(graph: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _numbers(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[Array, Array]:
-    scale = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
-    zero = numpy_helper.to_array(constants[node.input[2]]).astype(np.int64) if len(node.input) > 2 else np.zeros(scale.shape, np.int64)
-    return scale, zero
+def _signed(zero: Array | None, scale: Array, kind: np.dtype[Any]) -> Array:
+    """The zero point where the integers are signed bytes."""
+    moved = 128 if kind == np.uint8 else 0
+    return (np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)) - moved
 
 
 def _axis(node: onnx.NodeProto) -> int:
     return next((a.i for a in node.attribute if a.name == "axis"), 1)
-
-
-def _floats(integers: Array, scale: Array, zero: Array, axis: int) -> Array:
-    shape = [-1 if a == axis % max(integers.ndim, 1) else 1 for a in range(integers.ndim)] if scale.size > 1 else []
-    return ((integers.astype(np.float64) - zero.reshape(shape)) * scale.reshape(shape)).astype(np.float32)
 
 
 def _mark(body: onnx.GraphProto, node: onnx.NodeProto, source: str, scale: Array, zero: Array) -> None:

@@ -43,9 +43,10 @@ def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, target: torch.dtype
 
 
 @operator("DequantizeLinear")
-def _dequantize(
+def dequantized(
     q: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> Tensor:
+    """(q − zero) · scale."""
     wide = scale.dtype if scale.dtype == torch.float64 else torch.float32
     steps = q.to(wide) if zero is None else q.to(wide) - _shaped(zero, q, axis, block_size).to(wide)
     return (steps * _shaped(scale, q, axis, block_size).to(wide)).to(kind(output_dtype) if output_dtype else scale.dtype)
