@@ -54,7 +54,7 @@ def cluster(count: int) -> Iterator[Nodes]:
     apart = namespaces()
     home = f"{_NET}.1" if apart else "127.0.0.1"
     nodes = Nodes(address=f"{home}:{_PORT}", apart=apart)
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as place:
+    with contextlib.ExitStack() as stack, _folder() as place:
         if apart:
             stack.enter_context(_bridge())
         head = ["--head", f"--port={_PORT}", "--include-dashboard=false", f"--temp-dir={place}", "--num-cpus=0", "--disable-usage-stats"]
@@ -67,7 +67,12 @@ def cluster(count: int) -> Iterator[Nodes]:
             words = [f"--address={nodes.address}", "--num-cpus=1", f"--node-ip-address={own}", f"--temp-dir={place}/{at}"]
             groups.append(_start(before, words))
         nodes.groups = groups[1:]
+        _until_joined(nodes.address, count)
         yield nodes
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)  # what was killed may write a last time
 
 
 def _start(before: list[str], words: list[str]) -> subprocess.Popen[bytes]:
@@ -103,6 +108,17 @@ def _until_open(home: str) -> None:
             return
         time.sleep(0.5)
     raise RuntimeError("the head of the cluster did not start")
+
+
+def _until_joined(address: str, count: int) -> None:
+    look = f"import ray; ray.init('{address}', logging_level='ERROR'); print(sum(n['Resources'].get('CPU', 0) for n in ray.nodes()))"
+    end = time.monotonic() + 900
+    while time.monotonic() < end:
+        found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+        if found.stdout and float(found.stdout.split()[-1]) >= count:
+            return
+        time.sleep(2)
+    raise RuntimeError(f"{count} nodes did not join the cluster: {found.stderr[-500:]}")
 
 
 @contextlib.contextmanager
