@@ -28,7 +28,7 @@ from hasten.tasks import networks
 from hasten.train import Augment, FineTune, Fit, Precision
 
 FIT = Fit(epochs=5, batch=64, learning_rate=0.01)
-LARGE = replace(FIT, epochs=4, augmentation=Augment(resize=0.5), precision=Precision(channels_last=True))
+LARGE = replace(FIT, epochs=5, learning_rate=0.002, augmentation=Augment(resize=0.5), precision=Precision(channels_last=True))
 Steps = tuple[Step, ...]
 
 
@@ -47,9 +47,9 @@ class Case:
     recipes: dict[str, Steps]
 
 
-def _recipes(half: float, most: Steps, words: str, *, last: Steps = (), alone: bool = False) -> dict[str, Steps]:
-    """The recipes of image networks: a share `half` of the units gone, as much as it bears, `most`; and each step `alone`."""
-    tune, long = FineTune(epochs=3, learning_rate=3e-3), FineTune(epochs=8, learning_rate=5e-3)
+def _recipes(half: float, most: Steps, words: str, *, last: Steps = (), alone: bool = False, epochs: float = 8) -> dict[str, Steps]:
+    """The recipes of image networks: as much gone as it bears, `most`, trained for `epochs`; a share `half`; and each step `alone`."""
+    tune, long = FineTune(epochs=3, learning_rate=3e-3), FineTune(epochs=epochs, learning_rate=5e-3)
     chance: Steps = tuple(replace(step, saliency="random") for step in most)  # type: ignore[type-var]
     recipes: dict[str, Steps] = {
         words: (*most, long, *last),
@@ -117,7 +117,9 @@ CASES = {
     "resnet18": Case(
         original=_reference("resnet18", 0.91, LARGE),
         smaller=lambda: networks.resnet18(width=16),
-        recipes=dict(islice(_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", last=(QuantizeStatic(),)).items(), 3)),
+        recipes=dict(
+            islice(_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", epochs=5, last=(QuantizeStatic(),)).items(), 3)
+        ),
     ),
     "minilm": Case(
         original=Reference(network="minilm", task="r8", goal=0.95, settings=Fit(epochs=6, batch=32, learning_rate=0.01), still="encoder."),

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import madeup
+import problems
 from cluster import Nodes, cluster
 from hasten.core.errors import UsageError
+from hasten.evaluating import Asked, evaluate
 from hasten.search.outpost import Hands, Outpost
+from hasten.search.watch import Event
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
@@ -44,6 +47,22 @@ def test_a_search_on_other_machines_that_loses_one(tmp_path: Path, monkeypatch: 
         losing.join()
     assert built, "nothing was built on the cluster"
     assert found["here"] == found["there"]
+
+
+def test_examples_shared_by_machines_one_of_which_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, held = problems.write_files(tmp_path)
+    monkeypatch.setattr("hasten.distributed.ray._ANSWER_S", 900.0)
+    with cluster(2) as nodes:
+        lost = []
+
+        def watch(event: Event) -> None:
+            if "answered" in event.words and not lost:
+                lost.append(event.words)
+                nodes.lose(0)
+
+        there = evaluate(model, held, asked=Asked(batch=4, ray=nodes.address), watcher=watch)
+    assert lost
+    assert (there.score, there.classes) == ((here := evaluate(model, held, asked=Asked(batch=4))).score, here.classes)
 
 
 def test_no_cluster() -> None:

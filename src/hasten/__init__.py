@@ -14,14 +14,30 @@ if TYPE_CHECKING:
     from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
+    from hasten.evaluating import Evaluated, evaluate
     from hasten.train import Fit, Trainer, optim
     from hasten.verbs import Options, load_report, optimize
 
 __version__ = "0.1.0"
-__all__ = ["Applied", "Fit", "Limit", "Options", "Recipe", "Report", "Trainer", "apply", "load_report", "optim", "optimize"]
+__all__ = [
+    "Applied",
+    "Evaluated",
+    "Fit",
+    "Limit",
+    "Options",
+    "Recipe",
+    "Report",
+    "Trainer",
+    "apply",
+    "evaluate",
+    "load_report",
+    "optim",
+    "optimize",
+]
 
 _HOMES = {
     "Applied": "hasten.applying",
+    "Evaluated": "hasten.evaluating",
     "Fit": "hasten.train",
     "Limit": "hasten.core.report",
     "Options": "hasten.verbs",
@@ -29,6 +45,7 @@ _HOMES = {
     "Report": "hasten.core.report",
     "Trainer": "hasten.train",
     "apply": "hasten.applying",
+    "evaluate": "hasten.evaluating",
     "load_report": "hasten.verbs",
     "optim": "hasten.train",
     "optimize": "hasten.verbs",

@@ -237,14 +237,8 @@ def _prepare(work: Path, model: Any, data: Any, columns: Columns, seed: int) -> 
             task = prepare.call(child, "hasten.prepare:read_and_keep_back", data, refusal=DataRefused, **here, **asked).value
         else:
             task = prepare.keep_back(work, read(data, target=columns.target, group=columns.group), seed=seed)
-        known = {"score": columns.score, "highest_label": task["highest_label"]}
-        if given is not None:
-            words = {"model": given.to_json(), "inputs": task["inputs"]}
-            opened = prepare.call(child, "hasten.prepare:open_file", given.path, **here, **words, **known)
-        else:
-            verbs.save_module(model, work, task["inputs"])
-            opened = child.call("hasten.prepare:check_saved", **here, **known)
-    return {**task, **opened.value, "notes": [*task["notes"], *opened.value["network_notes"]]}
+        opened = verbs.open_network(child, work, given or model, task, columns.score)
+    return {**task, **opened, "notes": [*task["notes"], *opened["network_notes"]]}
 
 
 def _check_form(recipe: Recipe, task: dict[str, Any]) -> None:

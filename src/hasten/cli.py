@@ -109,6 +109,31 @@ def apply(
 
 
 @app.command()
+def evaluate(
+    network: Annotated[str, typer.Argument(help="A run folder or its artifact, or a network as for optimize.")],
+    data: Annotated[Path, typer.Option("--data", help="Formats as for optimize.")],
+    against: Annotated[str | None, typer.Option("--against", help="Another one, on the same examples.")] = None,
+    weights: Weights = None,
+    pin: Pins = [],  # noqa: B006
+    score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Examples of a call.")] = 64,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
+    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes share the examples.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="In the cluster; one on each node without it.")] = None,
+    json_: Json = False,
+) -> None:
+    """Score a network, or a result, on data, with what chance leaves open."""
+    from hasten import evaluating
+    from hasten.applying import Columns
+
+    asked = evaluating.Asked(columns=Columns(score=score, target=target), batch=batch, confidence=confidence, ray=ray, workers=workers)
+    with _progress(json_) as watcher:
+        found = evaluating.evaluate(source_of(network, weights, pin), data, against=against, asked=asked, watcher=watcher)
+    print(json.dumps(found.to_json(), indent=1) if json_ else found)
+
+
+@app.command()
 def train(
     model: Annotated[str, typer.Argument(help="A built-in task, or script.py:name of a network of yours.")],
     data: Annotated[str | None, typer.Option("--data", help="For a network of yours: a file, a folder or a task.")] = None,

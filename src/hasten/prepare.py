@@ -95,6 +95,24 @@ def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
     return {"examples": examples, "notes": list(data.notes), "inputs": list(data.names), **_learning(train, parts.select)}
 
 
+def read_whole(*, run: str, data: str, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
+    """Reads data files for `evaluate`."""
+    from hasten.load.data import read
+
+    with room_for(data):
+        loaded = read(data, target=target, group=group, classes=tuple(classes) or None)
+    return take_whole(Path(run), loaded)
+
+
+def take_whole(run: Path, data: Any) -> dict[str, Any]:
+    """All that was read as one view under `run/views`, which every network is opened on, and a few rows for what calibrates nothing."""
+    with folder.new_folder(run / "views") as fresh:
+        data.view.save(fresh / "train")
+        data.view.take(slice(0, _EXAMPLE)).save(fresh / "calibrate")
+    described = {"notes": list(data.notes), "classes": list(data.classes or ()), "inputs": list(data.names)}
+    return {**described, **_learning(data.view)}
+
+
 def _joined(one: View, other: View) -> View:
     labels = None if one.labels is None or other.labels is None else np.concatenate([one.labels, other.labels])
     return View(inputs=tuple(np.concatenate(pair) for pair in zip(one.inputs, other.inputs, strict=True)), labels=labels)

@@ -286,18 +286,27 @@ def _prepare(place: Path, given: _Given, limit: Limit, options: Options, watch: 
         else:
             task = prepare.cut(place, given.data, given.prove, **cut)
         watch.progress(0.5, "opening the network")
-        known = {"score": options.score, "highest_label": task["highest_label"]}
-        if isinstance(given.model, Source):
-            words = {"model": given.model.to_json(), "inputs": task["inputs"]}
-            opened = prepare.call(child, "hasten.prepare:open_file", given.model.path, **here, **words, **known)
-        else:
-            save_module(given.model, place, task["inputs"])
-            opened = child.call("hasten.prepare:check_saved", **here, **known)
-    notes = [*task["notes"], *opened.value["network_notes"]]
-    return {**task, **opened.value, "notes": notes, "model": given.name, "command": options.command}
+        opened = open_network(child, place, given.model, task, options.score)
+    notes = [*task["notes"], *opened["network_notes"]]
+    return {**task, **opened, "notes": notes, "model": given.name, "command": options.command}
 
 
-def save_module(module: nn.Module, place: Path, names: Sequence[str] = ()) -> None:
+def open_network(child: Child, place: Path, model: Any, task: dict[str, Any], score: str | None) -> dict[str, Any]:
+    """What `prepare.admit` says of a `Source` or a module, for a run folder whose views are cut; `task` is what was said of the data."""
+    from hasten import prepare
+
+    here: dict[str, Any] = {"run": str(place), "deadline_s": _OPENING_S, "score": score, "highest_label": task["highest_label"]}
+    if isinstance(model, Source):
+        words = {"model": model.to_json(), "inputs": task["inputs"]}
+        opened = prepare.call(child, "hasten.prepare:open_file", model.path, **here, **words)
+    else:
+        _save_module(model, place, task["inputs"])
+        opened = child.call("hasten.prepare:check_saved", **here)
+    found: dict[str, Any] = opened.value
+    return found
+
+
+def _save_module(module: nn.Module, place: Path, names: Sequence[str] = ()) -> None:
     """Saves a user's module in a run folder whose views are cut already. Raises ModelRefused, StorageError."""
     from hasten import prepare
     from hasten.load import files, saved

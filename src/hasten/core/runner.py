@@ -9,9 +9,9 @@ from __future__ import annotations
 import runpy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,24 +21,43 @@ from hasten.core.network import Arrays
 _run: Callable[..., Arrays] | None = None
 
 
+class Caller(Protocol):
+    """A process that calls functions by their names: a `Child` here, or one on another machine."""
+
+    def call(self, function: str, /, *arrays: np.ndarray[Any, Any], deadline_s: float | None = None, **values: Any) -> Reply: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def peak_memory_bytes(self) -> int: ...
+    def close(self) -> None: ...
+
+
 class Runner:
     """A callable on arrays in its own worker process. A context manager; leaving it kills the process.
 
     Args:
-        folder: what an engine packed.
+        folder: what an engine packed, where the process finds it.
         deadline_s: seconds that loading, or one request, may take.
         memory_bytes: address space that the process may take.
         fixed_batch: the only batch size that the network takes; calls are cut and padded to it.
+        child: the process; one of its own here without it.
 
     Raises:
         ChildFailed: if the network cannot be loaded, crashes or hangs.
     """
 
-    def __init__(self, folder: Path, *, deadline_s: float = 120.0, memory_bytes: int | None = None, fixed_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        deadline_s: float = 120.0,
+        memory_bytes: int | None = None,
+        fixed_batch: int | None = None,
+        child: Caller | None = None,
+    ) -> None:
         self._folder = folder
         self._deadline_s = deadline_s
         self._fixed_batch = fixed_batch
-        self._child = Child(memory_bytes=memory_bytes)
+        self._child: Caller = child or Child(memory_bytes=memory_bytes)
         try:
             self._child.call("hasten.core.runner:_open", folder=str(folder), deadline_s=deadline_s)
         except BaseException:
@@ -57,8 +76,7 @@ class Runner:
 
     def outputs(self, inputs: Arrays, *, batch: int = 64) -> Arrays:
         """The outputs for all examples, in batches."""
-        pieces = [self(*(np.asarray(a[start : start + batch]) for a in inputs)) for start in range(0, len(inputs[0]), batch)]
-        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return joined(self(*(np.asarray(a[start : start + batch]) for a in inputs)) for start in range(0, len(inputs[0]), batch))
 
     def time(self, inputs: Arrays, *, calls: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Nanoseconds of `calls` consecutive calls on `inputs`, measured inside the process."""
@@ -98,6 +116,11 @@ def piecewise(run: Callable[..., Arrays], inputs: Arrays, size: int) -> Arrays:
         real = len(rows[0])
         full = [np.concatenate([r, np.repeat(r[-1:], size - real, axis=0)]) if real < size else r for r in rows]
         pieces.append(tuple(o[:real] for o in run(*full)))
+    return joined(pieces)
+
+
+def joined(pieces: Iterable[Arrays]) -> Arrays:
+    """The outputs of several calls as those of one."""
     return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
 

@@ -126,6 +126,10 @@ class RemoteChild:
         """Lets it go on."""
         self._tell("resume")
 
+    def peak_memory_bytes(self) -> int:
+        """Resident set of its process at its highest so far. Raises WorkerLost."""
+        return int(self._get(self._actor.peak_memory_bytes.remote(), _ANSWER_S))
+
     def stop(self) -> None:
         """Kills it; a call under way raises WorkerLost."""
         with contextlib.suppress(Exception):
@@ -178,6 +182,9 @@ class _Actor:
 
     def resume(self) -> None:
         self._child.resume()
+
+    def peak_memory_bytes(self) -> int:
+        return self._child.peak_memory_bytes()
 
     def clear(self) -> None:
         import shutil
