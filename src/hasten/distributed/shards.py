@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,11 @@ def outputs(
     waiting = deque(range(0, len(inputs[0]), size))
     count, found = len(waiting), dict[int, Arrays]()
 
+    def take() -> int | None:
+        with contextlib.suppress(IndexError):  # another may have been quicker since one looked
+            return waiting.popleft()
+        return None
+
     def answer(runner: Runner, at: int) -> None:
         found[at] = runner.outputs(tuple(a[at : at + size] for a in inputs), batch=batch)
         if progress:
@@ -48,7 +54,7 @@ def outputs(
         at = None
         try:
             with start() as runner:
-                while (at := waiting.popleft() if waiting else None) is not None:
+                while (at := take()) is not None:
                     answer(runner, at)
         except WorkerLost as why:
             waiting.extend(() if at is None else (at,))
