@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import hasten
 import sample_reports
-from hasten import compress, engines, train
+from hasten import compress, engines, tasks, train
 from hasten.core.report import Report
 from hasten.core.store import _SCHEMA, SCHEMA_VERSION
 from hasten.measure import scores
@@ -76,6 +77,18 @@ def test_every_method_is_in_the_documents() -> None:
     assert named == {*compress.__all__, *engines.__all__, "Distil", "FineTune"}
     for name, _ in scores._KNOWN:
         assert f"`{name}`" in text
+
+
+def test_what_the_articles_are_called_here_exists() -> None:
+    text = (ROOT / "docs" / "articles.md").read_text()
+    homes = (hasten, compress, engines, train, train.optim)
+    named = set(re.findall(r"`(?:[a-z]+\.)*([A-Z]\w+)", text))
+    assert len(named) > 50
+    assert not [name for name in sorted(named) if not any(hasattr(home, name) for home in homes)]
+    for path in re.findall(r"`((?:examples|scripts|tests)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+    for task in re.findall(r"^\| \w+ \| (`.*) \|$", text, re.M):
+        assert set(re.findall(r"`(\w+)`", task)) <= set(tasks.names())
 
 
 def test_a_report_from_a_newer_hasten_is_refused() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hasten.compress import FoldInput
+from hasten.core.data import View
 from hasten.core.errors import Unsupported, UsageError
-from hasten.train.initial import initialized, whitened
+from hasten.core.recipe import Context
+from hasten.load.files import from_module
+from hasten.train.initial import initialized, standardized, whitened
 from lessons import contents, image, plain, seeded
 
 
@@ -60,3 +65,32 @@ def test_refusals():
         whitened(seeded(image), torch.zeros(2, 1, 8, 8), layer="1")
     with pytest.raises(UsageError, match=r"needs images of 1 channels, got \(2, 3, 8, 8\)"):
         whitened(seeded(image), torch.zeros(2, 3, 8, 8), layer="0")
+
+
+@pytest.mark.parametrize("shape", [(500, 3), (500, 3, 5, 4)], ids=["features", "channels"])
+def test_standardized_inputs_have_mean_0_and_variance_1(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x = x * np.array([1, 50, 0], np.float32).reshape(1, 3, *[1] * (x.ndim - 2)) + np.float32(0.1)  # the last one never changes
+    module = nn.Identity()
+    made = standardized(module, View(inputs=(x,), labels=None))
+    found = made(torch.from_numpy(x)).double()
+    others = (0, *range(2, found.ndim))
+    assert torch.allclose(found.mean(others), torch.zeros(3, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(found.var(others, correction=0), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), atol=1e-4)
+
+
+def test_the_standardization_folds_into_the_first_layer():
+    x = (np.random.default_rng(0).normal(size=(300, 6)) * [1, 2, 3, 4, 50, 0.1] + 7).astype(np.float32)
+    view = View(inputs=(x,), labels=None)
+    made = standardized(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), view)
+    network = from_module(made, (x[:4],))
+    folded = FoldInput().apply(network, Context(train=view, calibrate=view))
+    given = torch.from_numpy(x)
+    assert torch.allclose(folded.module(given), made(given), atol=1e-4)
+    layers = [node.target for node in folded.module.graph.nodes if node.op in ("call_function", "call_module")]
+    assert len(layers) == 3, layers
+
+
+def test_what_cannot_be_standardized():
+    with pytest.raises(UsageError, match=r"a first input of floats, .* got int64 of shape \(4, 3\)"):
+        standardized(nn.Identity(), View(inputs=(np.zeros((4, 3), np.int64),), labels=None))

@@ -82,6 +82,16 @@ def test_train_a_network_of_one_s_own(own, capsys):
     assert json.loads(capsys.readouterr().out)["loss"] == found["loss"], "the same command finds it done"
 
 
+def test_the_network_standardizes_its_inputs_itself(own):
+    view = points(200)
+    np.savez(own / "far.npz", x=1000 * view.inputs[0] + 5000, y=view.labels)
+    words = ["train", f"{own}/mine.py:model", "--data", own / "far.npz", "--epochs", 5, "--batch", 20, "--lr", 0.02, "--json"]
+    assert _main(*words, "--run", own / "run", "--standardize") == 0
+    module = torch.export.load(own / "run" / "model.pt2").module()
+    right = (module(torch.from_numpy(1000 * view.inputs[0] + 5000)).argmax(1).numpy() == view.labels).mean()
+    assert right > 0.6
+
+
 def test_train_a_task(tmp_path, capsys):
     assert _main("train", "digits", "--network", "mlp", "--run", tmp_path / "run", "--epochs", 3) == 0
     told = capsys.readouterr().out

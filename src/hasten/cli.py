@@ -154,6 +154,7 @@ def train(
     augment: Annotated[str, typer.Option("--augment", help="none or shift.")] = "none",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps or xla.")] = "cpu",
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    standardize: Annotated[bool, typer.Option("--standardize", help="Inputs to mean 0 and variance 1, inside the network.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard as well.")] = False,
     seed: Seed = 0,
     json_: Json = False,
@@ -184,6 +185,7 @@ def train(
         run=place,
         device=device,
         target=target,
+        standardize=standardize,
         tensorboard=tensorboard,
     )
     found = training.train(job, settings)

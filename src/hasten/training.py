@@ -24,7 +24,7 @@ from hasten.load import files
 from hasten.load.data import read
 from hasten.load.script import from_script
 from hasten.tasks import networks
-from hasten.train import Checkpoints, Fit, Fitted, Trainer
+from hasten.train import Checkpoints, Fit, Fitted, Trainer, initial
 from hasten.train.records import Log, Record, TensorBoard, Watcher, together
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -49,6 +49,7 @@ class Job:
         device: see `Trainer`.
         target: name of the part of the data that holds the labels.
         tensorboard: whether events for TensorBoard are written as well.
+        standardize: whether inputs go to mean 0 and variance 1, as the training examples say; the result does so itself.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Job:
     device: str = "cpu"
     target: str | None = None
     tensorboard: bool = False
+    standardize: bool = False
 
 
 def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str
     """
     torch.manual_seed(settings.seed)
     view, validation, of = _data(job, settings)
-    module = _network(job)
+    module = initial.standardized(_network(job), view) if job.standardize else _network(job)
     board = TensorBoard(job.run / "tensorboard") if job.tensorboard else None
     watch: list[Watcher] = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr), *([board] if board else [])]
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""First weights: schemes that keep the size of activations and gradients from layer to layer, and two that know the data.
+"""First weights: schemes that keep the size of activations and gradients from layer to layer, and what the data say before the first step.
 
 Shapes: images (n, channels, height, width).
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hasten.core.data import View
 from hasten.core.errors import Unsupported, UsageError
 
 Scheme = Literal["kaiming", "xavier", "orthogonal", "dirac", "normal", "zeros"]
@@ -64,6 +66,45 @@ def _draw(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, scheme: Scheme) 
     if scheme == "dirac" and isinstance(layer, _CONVOLUTIONS) and layer.groups == 1:
         passed = min(weight.shape[:2])
         nn.init.dirac_(weight[:passed])
+
+
+class Standardized(nn.Module):
+    """A network behind (x − mean)/std on its first input, one pair per channel or feature. `FoldInput` folds it into the first layer.
+
+    Args:
+        body: the network.
+        mean, std: shaped like an input, with 1 along the axes that share a number; std above 0.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, body: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: torch.Tensor, *others: torch.Tensor) -> object:
+        return self.body((x - self.mean) / self.std, *others)
+
+
+def standardized(module: nn.Module, view: View) -> Standardized:
+    """The network behind a standardization that these examples give: mean 0 and variance 1 for each channel or feature (axis 1).
+
+    Give it the training examples alone. A feature that never changes is only shifted.
+
+    Raises:
+        UsageError: where the first input is not of floats with an axis behind that of the examples.
+    """
+    x = view.inputs[0]
+    if x.dtype.kind != "f" or x.ndim < 2:
+        raise UsageError(f"standardizing needs a first input of floats, (examples, features, …), got {x.dtype} of shape {x.shape}")
+    others = (0, *range(2, x.ndim))
+    mean = x.mean(others, dtype=np.float64, keepdims=True)
+    std = x.std(others, dtype=np.float64, keepdims=True)
+    std = np.where(std > np.abs(mean) * np.finfo(x.dtype).eps, std, 1.0)  # what never changes has no more than rounding
+    return Standardized(copy.deepcopy(module), *(torch.from_numpy(a[0].astype(x.dtype)) for a in (mean, std)))
 
 
 def whitened(module: nn.Module, images: torch.Tensor, *, layer: str) -> nn.Module:
