@@ -63,6 +63,26 @@ def search_peers(found: Row) -> Iterable[tuple[str, ...]]:
         yield peer, *(_over(rows.get(peer)) for rows in networks)
 
 
+def compression(found: Row) -> Iterable[tuple[str, ...]]:
+    """What each recipe keeps and buys; the controls last."""
+    yield "network", "recipe", "engine", "accuracy, %", "kept", "× eager", "× ORT fp32", "× best int8", "× OpenVINO int8", "× smaller"
+    for name in dict.fromkeys(r["network"] for r in found["table"]):
+        rows = [r for r in found["table"] if r["network"] == name]
+        for r in sorted(rows, key=lambda r: r["recipe"].startswith("control")):
+            accuracy = _spread(100 * r["accuracy"], r["accuracy_std"] and 100 * r["accuracy_std"], 2)
+            over = [f"{r['over'][who]:.2f}" for who in ("eager", "ort", "best_int8", "openvino_int8")]
+            yield name, r["recipe"], r["engine"], accuracy, f"{r['kept']} of {r['seeds']}", *over, f"{r['smaller']:.1f}"
+
+
+def pairs(found: Row) -> Iterable[tuple[str, ...]]:
+    """How many pairs of steps on each network come to what."""
+    kinds = ("composes", "refused", "no recipe", "failed")
+    yield "network", *kinds
+    for name in dict.fromkeys(r["network"] for r in found["rows"]):
+        outcomes = [r["outcome"] for r in found["rows"] if r["network"] == name]
+        yield name, *(str(outcomes.count(kind)) for kind in kinds)
+
+
 def _over(row: Row | None) -> str:
     if row is None:
         return "refused"
@@ -71,8 +91,10 @@ def _over(row: Row | None) -> str:
 
 
 TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
+    "compression": compression,
     "final_accuracy": final_accuracy,
     "loop_overhead": loop_overhead,
+    "pairs": pairs,
     "search_peers": search_peers,
     "time_to_accuracy": time_to_accuracy,
     "training_memory": training_memory,
