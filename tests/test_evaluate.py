@@ -100,6 +100,7 @@ def test_values_have_an_interval_of_the_bootstrap() -> None:
     assert found.low == pytest.approx(-errors.mean() - 1.96 * spread, abs=spread)
     assert found.high == pytest.approx(-errors.mean() + 1.96 * spread, abs=spread)
     assert found.classes == ()
+    assert found.calibration is None
 
 
 def test_a_network_of_a_fixed_batch(files: Files, tmp_path: Path) -> None:
@@ -139,9 +140,27 @@ def test_what_cannot_be_evaluated(files: Files, artifact: Path, tmp_path: Path) 
         hasten.evaluate(spoilt, files[2])
 
 
+def test_calibration_and_noise(both: Evaluated, files: Files) -> None:
+    held = problems.data().held_out
+    with torch.no_grad():
+        sure, said = problems.trained()(torch.from_numpy(held.inputs[0])).softmax(1).max(1)
+    hit = said.numpy() == held.labels
+    edges = [(sure.numpy() > k / 15) & (sure.numpy() <= (k + 1) / 15) for k in range(15)]
+    wanted = sum(abs(hit[b].mean() - sure.numpy()[b].mean()) * b.mean() for b in edges if b.any())
+    assert both.calibration_against == pytest.approx(wanted, abs=1e-6)
+    assert both.calibration == pytest.approx(wanted, abs=0.02)
+    assert (both.noise, both.score_in_noise) == (None, None)
+    loud = hasten.evaluate(files[0], files[2], asked=Asked(noise=3.0))
+    still = hasten.evaluate(files[0], files[2], asked=Asked(noise=1e-4))
+    assert still.score == still.score_in_noise == loud.score == right().mean()
+    assert loud.score_in_noise is not None
+    assert loud.score_in_noise < loud.score - 0.1
+    assert "accuracy with noise of 3: 0." in str(loud)
+
+
 @pytest.mark.parametrize(
     "words",
-    [{"batch": 0}, {"confidence": 1.0}, {"confidence": 0.4}, {"workers": 2}, {"workers": 0, "ray": "auto"}],
+    [{"batch": 0}, {"noise": -0.1}, {"confidence": 1.0}, {"confidence": 0.4}, {"workers": 2}, {"workers": 0, "ray": "auto"}],
     ids=str,
 )
 def test_bad_settings(words: dict) -> None:

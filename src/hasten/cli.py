@@ -119,6 +119,7 @@ def evaluate(
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Examples of a call.")] = 64,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
+    noise: Annotated[float, typer.Option("--noise", help="Score again with noise, a share of the inputs' deviation.")] = 0.0,
     ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster whose nodes share the examples.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="In the cluster; one on each node without it.")] = None,
     json_: Json = False,
@@ -127,7 +128,9 @@ def evaluate(
     from hasten import evaluating
     from hasten.applying import Columns
 
-    asked = evaluating.Asked(columns=Columns(score=score, target=target), batch=batch, confidence=confidence, ray=ray, workers=workers)
+    asked = evaluating.Asked(
+        columns=Columns(score=score, target=target), batch=batch, confidence=confidence, noise=noise, ray=ray, workers=workers
+    )
     with _progress(json_) as watcher:
         found = evaluating.evaluate(source_of(network, weights, pin), data, against=against, asked=asked, watcher=watcher)
     print(json.dumps(found.to_json(), indent=1) if json_ else found)
@@ -160,6 +163,7 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a network; the run folder takes its curves, its log and the network as model.pt2."""
+    words = dict(locals())  # some go on under their own names
     from hasten import training
     from hasten.train import Fit, Precision, Stop
 
@@ -177,17 +181,7 @@ def train(
         seed=seed,
     )
     place = run or Path("runs") / f"train-{Path(model.partition(':')[0]).stem}"
-    job = training.Job(
-        model=model,
-        data=data,
-        validation=validation,
-        network=network,
-        run=place,
-        device=device,
-        target=target,
-        standardize=standardize,
-        tensorboard=tensorboard,
-    )
+    job = training.Job(**{f.name: words[f.name] for f in fields(training.Job) if f.name in words} | {"run": place})
     found = training.train(job, settings)
     if json_:
         print(json.dumps(found, indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from hasten.core.score import Score
 from hasten.distributed import parcels, shards
 from hasten.load.source import Source
 from hasten.measure import scores, statistics
+from hasten.measure.calibration import calibration_error
 from hasten.search.bench import check_alike, finite
 from hasten.search.prover import drop_bound
 from hasten.search.watch import Watch, Watcher, nobody
@@ -47,7 +49,9 @@ class Asked:
         confidence: of the intervals, in (0.5, 1).
         ray: address of a Ray cluster whose nodes share the examples; None for this machine alone.
         workers: in the cluster; None for one on each node.
-        seed: of the bootstrap.
+        noise: if above 0, the score is taken again with Gaussian noise on every input of floats, of this share of its standard
+            deviation over the examples.
+        seed: of the bootstrap and the noise.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -55,9 +59,12 @@ class Asked:
     confidence: float = 0.95
     ray: str | None = None
     workers: int | None = None
+    noise: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise UsageError(f"noise must be a finite share of at least 0, got {self.noise}")
         if self.batch < 1:
             raise UsageError(f"batch must be at least 1, got {self.batch}")
         if not 0.5 < self.confidence < 1:
@@ -90,6 +97,9 @@ class Evaluated:
         score_against: of the other network.
         drop: of the score from the other network to this one; drop_upper: the most it is, at `confidence`, one-sided.
         lost, won: examples that only the other one, or only this one has right; None but for a score of right and wrong.
+        calibration, calibration_against: expected calibration error in [0, 1]: how far it is from being right as often as it is sure;
+            None where the labels are no classes.
+        noise, score_in_noise, score_in_noise_against: see `Asked`; None without.
         classes: where the labels are classes.
         notes: what must be said about the data.
     """
@@ -108,6 +118,11 @@ class Evaluated:
     drop_upper: float | None = None
     lost: int | None = None
     won: int | None = None
+    calibration: float | None = None
+    calibration_against: float | None = None
+    noise: float | None = None
+    score_in_noise: float | None = None
+    score_in_noise_against: float | None = None
     classes: tuple[ClassScore, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -123,10 +138,15 @@ class Evaluated:
             flips = "" if self.lost is None else f"; right only there {self.lost:,}, only here {self.won:,}"
             drop = f"a drop of {self.drop:.4f}, at most {self.drop_upper:.4f} ({sure})"
             lines.append(f"against {self.against}: {self.score_against:.4f}, {drop}{flips}")
+        if self.calibration is not None:
+            lines.append(f"calibration error {self.calibration:.4f}" + _beside(self.calibration_against))
+        if self.score_in_noise is not None:
+            lines.append(
+                f"{self.score_name} with noise of {self.noise:g}: {self.score_in_noise:.4f}" + _beside(self.score_in_noise_against)
+            )
         width = max((len(c.name) for c in self.classes), default=0)
         for c in self.classes:
-            other = "" if c.against is None else f"  against {c.against:.4f}"
-            lines.append(f"  {c.name:{width}}  {c.examples:7,}  {c.score:.4f}{other}")
+            lines.append(f"  {c.name:{width}}  {c.examples:7,}  {c.score:.4f}" + _beside(c.against))
         return "\n".join([*lines, *self.notes])
 
 
@@ -155,7 +175,8 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
         watch.stage("load", "reading the data")
         task = _read(work, data, asked.columns, network)
         view = View.load(work / "views" / "train")
-        answers, seconds = [], []
+        noisy = _noisy(view, asked)
+        answers, troubled, seconds = [], [], []
         for at, given in enumerate(g for g in (network, against) if g is not None):
             watch.stage("load", f"opening {names[at]}")
             package, fixed = _package(work / str(at), given, task, asked.columns.score, work)
@@ -164,8 +185,15 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
             batch = fixed or asked.batch
             answers.append(shards.outputs(starts(package, batch), view.inputs, batch=batch, progress=watch.progress))
             seconds.append(time.monotonic() - began)
-    found = _judged(answers, view, task, asked)
+            if noisy:
+                watch.stage("noise", f"running {names[at]} on inputs with noise")
+                troubled.append(shards.outputs(starts(package, batch), noisy, batch=batch, progress=watch.progress))
+    found = _judged(answers, troubled, view, task, asked)
     return Evaluated(network=names[0], against=names[1] if against is not None else None, seconds=seconds[0], **found)
+
+
+def _beside(value: float | None) -> str:
+    return "" if value is None else f"  against {value:.4f}"
 
 
 def _said(network: Any) -> str:
@@ -262,7 +290,19 @@ def _package(work: Path, network: Any, task: dict[str, Any], score: str | None, 
     return work / "package", opened["fixed_batch"]
 
 
-def _judged(answers: list[Arrays], view: View, task: dict[str, Any], asked: Asked) -> dict[str, Any]:
+def _noisy(view: View, asked: Asked) -> Arrays:
+    """The inputs with noise; nothing without."""
+    if not asked.noise:
+        return ()
+    draw = np.random.default_rng(asked.seed)
+    inputs = (np.asarray(a) for a in view.inputs)
+    return tuple(
+        a if a.dtype.kind != "f" else (a + asked.noise * a.std(dtype=np.float64) * draw.standard_normal(a.shape)).astype(a.dtype)
+        for a in inputs
+    )
+
+
+def _judged(answers: list[Arrays], troubled: list[Arrays], view: View, task: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """The fields of `Evaluated` that come from outputs."""
     outputs, reference = answers[0], answers[-1]
     check_alike(reference, outputs)
@@ -278,8 +318,22 @@ def _judged(answers: list[Arrays], view: View, task: dict[str, Any], asked: Aske
         bound = drop_bound(reference, outputs, target, score=score, confidence=asked.confidence, seed=asked.seed)
         found |= {"score_against": score.value(reference, target), "drop": bound.value, "drop_upper": bound.upper}
         found |= {"lost": bound.lost, "won": bound.won}
+    found |= _named("calibration", [_calibration(a[0], view.labels) for a in answers])
+    if troubled:
+        found |= {"noise": asked.noise, **_named("score_in_noise", [score.value(a, target) for a in troubled])}
     classes = tuple(_by_class(score, answers, target, view.labels, task["classes"]))
     return {**found, "confidence": asked.confidence, "examples": len(view), "classes": classes, "notes": tuple(task["notes"])}
+
+
+def _named(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_against"), values, strict=False))
+
+
+def _calibration(outputs: Array, labels: Array | None) -> float | None:
+    """None where there are no classes with a score each."""
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or outputs.ndim != 2 or outputs.shape[1] <= max(labels.max(), 1):
+        return None
+    return calibration_error(scores.shares_of_classes(outputs), labels)
 
 
 def _check_classes(names: Sequence[str], outputs: Arrays) -> None:

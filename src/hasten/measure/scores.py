@@ -244,7 +244,7 @@ class AUC:
             if scores.shape[1] <= 2:
                 rank_by = scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
                 return _area(rank_by, labels == 1)
-            shares = _shares_of_classes(scores)
+            shares = shares_of_classes(scores)
         return float(np.mean([_area(shares[:, c], labels == c) for c in present]))
 
 
@@ -377,8 +377,8 @@ def _check_classes(labels: Array, count: int) -> None:
         raise DataRefused(f"labels must be classes 0 to {count - 1}, got {labels.min()} to {labels.max()}")
 
 
-def _shares_of_classes(scores: Array) -> Array:
-    """Softmax, unless the rows are probabilities already."""
+def shares_of_classes(scores: Array) -> Array:
+    """Rows of class scores as probabilities: their softmax, unless they are such already."""
     usable = scores[np.isfinite(scores).all(axis=1)]
     if (usable >= 0).all() and (np.abs(usable.sum(axis=1) - 1) < 1e-3).all():
         return scores
