@@ -51,8 +51,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, list[Row]]] = {
         256,
         [
             ("plain", {}),
-            ("activations computed again, every 3rd layer", {"precision": Precision(checkpoint=3)}),
-            ("activations computed again, every layer", {"precision": Precision(checkpoint=1)}),
+            ("activations computed again, runs of 3 layers", {"precision": Precision(checkpoint=3)}),
+            ("activations computed again, runs of 5 layers", {"precision": Precision(checkpoint=5)}),
             ("batch in 8 parts", {"accumulate": 8}),
             ("batch in 8 parts, bfloat16", {"accumulate": 8, "precision": Precision(format="bfloat16")}),
         ],

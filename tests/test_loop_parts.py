@@ -131,7 +131,16 @@ def test_channels_last_changes_the_layout_alone():
     assert [loss for _, loss in one.curve] == pytest.approx([loss for _, loss in other.curve], rel=1e-3)
 
 
-def test_checkpointed_layers_keep_less_for_the_way_back():
+def _wide():
+    return nn.Sequential(*(nn.Sequential(nn.Linear(6, 512), nn.ReLU(), nn.Linear(512, 6)) for _ in range(3)))
+
+
+def _chain():
+    return nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(6, 512), nn.Tanh(), nn.Linear(512, 6))))
+
+
+@pytest.mark.parametrize(("build", "length"), [(_wide, 1), (_chain, 3)])
+def test_checkpointed_layers_keep_less_for_the_way_back(build, length):
     def kept(precision):
         size = 0
 
@@ -140,12 +149,11 @@ def test_checkpointed_layers_keep_less_for_the_way_back():
             size += tensor.nbytes
             return tensor
 
-        wide = seeded(lambda: nn.Sequential(*(nn.Sequential(nn.Linear(6, 512), nn.ReLU(), nn.Linear(512, 6)) for _ in range(3))))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            fit(wide, points(), settings=Fit(epochs=1, batch=128, precision=precision))
+            fit(seeded(build), points(), settings=Fit(epochs=1, batch=128, precision=precision))
         return size
 
-    assert kept(Precision(checkpoint=1)) < 0.5 * kept(Precision())
+    assert kept(Precision(checkpoint=length)) < 0.5 * kept(Precision())
 
 
 def test_ema_and_swa_are_their_formulas():

@@ -50,7 +50,7 @@ class Asked:
         ray: address of a Ray cluster whose nodes share the examples; None for this machine alone.
         workers: in the cluster; None for one on each node.
         noise: if above 0, the score is taken again with Gaussian noise on every input of floats, of this share of its standard
-            deviation over the examples.
+            deviation over the examples, cut off where the examples end.
         seed: of the bootstrap and the noise.
     """
 
@@ -291,15 +291,18 @@ def _package(work: Path, network: Any, task: dict[str, Any], score: str | None, 
 
 
 def _noisy(view: View, asked: Asked) -> Arrays:
-    """The inputs with noise; nothing without."""
+    """The inputs with noise, none beyond the least and the largest value that there is; nothing without."""
     if not asked.noise:
         return ()
     draw = np.random.default_rng(asked.seed)
-    inputs = (np.asarray(a) for a in view.inputs)
-    return tuple(
-        a if a.dtype.kind != "f" else (a + asked.noise * a.std(dtype=np.float64) * draw.standard_normal(a.shape)).astype(a.dtype)
-        for a in inputs
-    )
+
+    def noisy(a: Array) -> Array:
+        if a.dtype.kind != "f":
+            return a
+        found = a + asked.noise * a.std(dtype=np.float64) * draw.standard_normal(a.shape)
+        return np.asarray(found.clip(a.min(), a.max()), a.dtype)
+
+    return tuple(noisy(np.asarray(a)) for a in view.inputs)
 
 
 def _judged(answers: list[Arrays], troubled: list[Arrays], view: View, task: dict[str, Any], asked: Asked) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Precision:
             loss is scaled, and a step whose scaled gradient overflows is left out.
         channels_last: 4-D inputs and kernels lie with their channels together.
         checkpoint: patterns of layers whose inner activations are computed again on the way back in the place of being kept,
-            or a whole number k for every k-th child of the network. Same bytes out, less memory, more time.
+            or a whole number k: a `Sequential` keeps what passes between runs of k children, of another network every k-th
+            child is computed again. Same bytes out, less memory, more time.
         compile: through `torch.compile`; what that cost is `Fitted.compile_seconds`.
 
     Raises:
@@ -72,8 +73,13 @@ class Precision:
         """What is called in the place of `module`, which stays as it is but for its layout after the block."""
         if self.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with _checkpointed(self._chosen(module)):
+        with self._forgetting(module):
             yield torch.compile(module) if self.compile else module
+
+    def _forgetting(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.checkpoint, int) and isinstance(module, nn.Sequential):
+            return _in_runs(module, self.checkpoint)
+        return _checkpointed(self._chosen(module))
 
     def _chosen(self, module: nn.Module) -> list[nn.Module]:
         if isinstance(self.checkpoint, int):
@@ -81,6 +87,24 @@ class Precision:
         names = [name for name, _ in module.named_modules() if name]
         check_met(self.checkpoint, names)
         return [layer for name, layer in module.named_modules() if name and meets(name, self.checkpoint)]
+
+
+@contextlib.contextmanager
+def _in_runs(module: nn.Sequential, length: int) -> Iterator[None]:
+    """Runs of so many layers recompute their inside on the way back, all but the last, which the way back begins with."""
+    layers = list(module)
+    *runs, last = [nn.Sequential(*layers[at : at + length]) for at in range(0, len(layers), length)]
+
+    def forward(x: Any) -> Any:
+        for run in runs:
+            x = checkpoint(run, x, use_reentrant=False, context_fn=functools.partial(_twice, run))
+        return last(x)
+
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward  # the attribute in front of the class's own
 
 
 @contextlib.contextmanager
