@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,16 @@ def test_checkpointed_layers_keep_less_for_the_way_back(build, length):
         return size
 
     assert kept(Precision(checkpoint=length)) < 0.5 * kept(Precision())
+
+
+def test_the_allocator_is_told_while_activations_are_computed_again(monkeypatch):
+    told = []
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *words: told.append(words)))
+    monkeypatch.setattr("sys.platform", "linux")
+    for checkpoint in ((), 2):
+        with Precision(checkpoint=checkpoint).prepared(_chain()):
+            told.append(checkpoint)
+    assert told == [(), (-3, 1 << 20), 2, (-3, 32 << 20)]
 
 
 def test_ema_and_swa_are_their_formulas():
