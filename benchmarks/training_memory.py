@@ -4,8 +4,8 @@
 
 Each row trains two steps in each of two fresh processes. The figure is the peak resident memory of the process beyond what it held
 before it began, after a training of the same kind on 8 images, which loads what is loaded once, in MB of 10⁶ bytes. Two networks: ResNet-20
-at a batch of 256, whose memory goes to activations, and an MLP of 14 million parameters at a batch of 16, whose memory goes to gradients and
-the optimizer's state. `loss` is that of the last step, to see that checkpointing and accumulation train the same.
+at a batch of 256, whose memory goes to activations, and an MLP of 14 million parameters at a batch of 16, whose memory goes to gradients
+and the optimizer's state. `loss` is that of the last step, to see that checkpointing and accumulation train the same.
 """
 
 from __future__ import annotations
