@@ -87,6 +87,8 @@ def test_modules_and_arrays_without_labels(artifact: Path) -> None:
     assert (found.score_name, found.score, found.score_against) == ("agreement with the original", agree.mean(), 1.0)
     with pytest.raises(UsageError, match="give labels, or the other one with --against"):
         hasten.evaluate(other, held.inputs[0])
+    with pytest.raises(UsageError, match="agreement with the original holds one network against another: give the other one"):
+        hasten.evaluate(other, held, asked=Asked(columns=Columns(score="agreement")))
 
 
 def test_values_have_an_interval_of_the_bootstrap() -> None:

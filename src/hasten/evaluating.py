@@ -175,6 +175,8 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
         watch.stage("load", "reading the data")
         task = _read(work, data, asked.columns, network)
         view = View.load(work / "views" / "train")
+        if view.labels is None and against is None:
+            raise UsageError("without labels one network is held against another: give labels, or the other one with --against")
         noisy = _noisy(view, asked)
         answers, troubled, seconds = [], [], []
         for at, given in enumerate(g for g in (network, against) if g is not None):
@@ -311,7 +313,7 @@ def _judged(answers: list[Arrays], troubled: list[Arrays], view: View, task: dic
     check_alike(reference, outputs)
     score = scores.choose(view.labels, reference, name=asked.columns.score)
     if score.target == "original" and len(answers) == 1:
-        raise UsageError(f"the score {score.name} holds one network against another; give labels, or the other one with --against")
+        raise UsageError(f"the score {score.name} holds one network against another: give the other one with --against")
     _check_classes(task["classes"], outputs)
     target = view.labels if score.target == "labels" else reference[0]
     assert target is not None
