@@ -13,13 +13,16 @@ from scipy import stats
 
 import hasten
 import problems
+from hasten import judging
 from hasten.applying import Columns
 from hasten.compress import QuantizeStatic
 from hasten.core import folder
+from hasten.core.data import View
 from hasten.core.errors import DataRefused, StorageError, UsageError
 from hasten.core.recipe import Recipe
 from hasten.engines import OnnxRuntime
-from hasten.evaluating import Asked, Evaluated
+from hasten.judging import Asked, Evaluated
+from hasten.measure import scores
 from test_cli import call
 
 Files = tuple[Path, Path, Path]
@@ -99,16 +102,32 @@ def test_values_have_an_interval_of_the_bootstrap() -> None:
     found = hasten.evaluate(module, (x, x[:, 0]))
     spread = errors.std() / np.sqrt(len(errors))
     assert found.score == pytest.approx(-errors.mean(), rel=1e-5)
-    assert found.low == pytest.approx(-errors.mean() - 1.96 * spread, abs=spread)
-    assert found.high == pytest.approx(-errors.mean() + 1.96 * spread, abs=spread)
+    assert found.low is not None
+    assert found.high is not None
+    assert -errors.mean() - 8 * spread < found.low < -errors.mean() - 1.5 * spread
+    assert -errors.mean() + 1.5 * spread < found.high <= 0
     assert found.classes == ()
     assert found.calibration is None
 
 
-def test_a_network_of_a_fixed_batch(files: Files, tmp_path: Path) -> None:
-    torch.export.save(
-        torch.export.export(problems.trained(), (torch.from_numpy(problems.data().held_out.inputs[0][:7]),)), tmp_path / "seven.pt2"
-    )
+class Seven(torch.nn.Module):
+    """A network that takes seven examples at once and no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = problems.trained()
+        self.register_buffer("nothing", torch.zeros(7, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x + self.nothing)  # type: ignore[no-any-return]
+
+
+def test_a_result_of_a_fixed_batch(files: Files, tmp_path: Path) -> None:
+    example = (torch.from_numpy(problems.data().held_out.inputs[0][:7]),)
+    torch.export.save(torch.export.export(Seven().eval(), example), tmp_path / "seven.pt2")
+    applied = hasten.apply(Recipe((), OnnxRuntime(threads=1)), tmp_path / "seven.pt2", files[1], out=tmp_path / "result")
+    assert applied.fixed_batch == 7
+    assert hasten.evaluate(tmp_path / "result", files[2]).score == right().mean()
     assert hasten.evaluate(tmp_path / "seven.pt2", files[2]).score == right().mean()
 
 
@@ -122,6 +141,7 @@ def test_names_of_classes_have_the_numbers_of_the_report(files: Files, artifact:
     held = problems.data().held_out
     named = np.array(words)[held.labels]
     assert hasten.evaluate(tmp_path / "named", (held.inputs[0], named)).score == both.score
+    assert hasten.evaluate(tmp_path / "named", held).score == both.score, "numbers need no names"
     few = held.labels < 9
     with pytest.raises(DataRefused, match="name 9 classes and the network has 10"):
         hasten.evaluate(artifact, (held.inputs[0][few], named[few]))
@@ -134,6 +154,14 @@ def test_what_cannot_be_evaluated(files: Files, artifact: Path, tmp_path: Path) 
         hasten.evaluate(files[0], tmp_path / "gone.npz")
     with pytest.raises(UsageError, match="model must be a torch module"):
         hasten.evaluate(7, files[2])
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "run.sqlite").touch()
+    with pytest.raises(UsageError, match="the folder of a search without a result yet"):
+        hasten.evaluate(tmp_path / "running", files[2])
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "model.pt2").touch()
+    with pytest.raises(UsageError, match=r"give .*model\.pt2"):
+        hasten.evaluate(tmp_path / "trained", files[2])
     spoilt = tmp_path / "spoilt"
     with folder.new_folder(spoilt) as fresh:
         (fresh / "load.py").write_text("def load(folder): return lambda *x: x\n")
@@ -158,6 +186,39 @@ def test_calibration_and_noise(both: Evaluated, files: Files) -> None:
     assert loud.score_in_noise is not None
     assert loud.score_in_noise < loud.score - 0.1
     assert "accuracy with noise of 3: 0." in str(loud)
+
+
+def test_noise_is_that_of_each_feature() -> None:
+    x = np.random.default_rng(0).normal(size=(3000, 2)).astype(np.float32) * np.array([1, 1e4], np.float32)
+    view = View(inputs=(x, np.arange(3000)), labels=None)
+    found, untouched = judging.noisy(view, Asked(noise=0.5))
+    assert (found - x).std(0) == pytest.approx([0.5, 5e3], rel=0.05)
+    assert (found.min(0) >= x.min(0)).all()
+    assert (found.max(0) <= x.max(0)).all()
+    assert np.array_equal(untouched, np.arange(3000))
+    with pytest.raises(UsageError, match="noise is for inputs of floats, the data has int64"):
+        judging.noisy(View(inputs=(np.arange(8),), labels=None), Asked(noise=0.5))
+
+
+def test_what_is_no_number_has_no_calibration() -> None:
+    labels = np.array([0, 1, 1, 0])
+    masked = np.array([[3.0, 1.0, -np.inf]] * 4)
+    assert 0 < judging._calibration(masked, labels) < 1  # type: ignore[operator]
+    assert judging._calibration(np.full((4, 3), np.nan), labels) is None
+
+
+def test_intervals_allow_for_what_was_not_seen() -> None:
+    score = scores.Accuracy(per_position=True)
+    low, high = judging._interval(np.ones(10), score, Asked())
+    assert low is not None
+    assert 0.5 < low < 0.9
+    assert high == pytest.approx(1.0)
+
+
+def test_two_names_stand_for_one_logit() -> None:
+    x = np.array([[-1.0], [2.0], [3.0], [-4.0]] * 5, np.float32)
+    found = hasten.evaluate(torch.nn.Identity(), (x, np.array(["cat", "dog", "dog", "dog"] * 5)))
+    assert (found.score, [(c.name, c.score) for c in found.classes]) == (0.75, [("cat", 1.0), ("dog", pytest.approx(2 / 3))])
 
 
 @pytest.mark.parametrize(

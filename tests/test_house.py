@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "hasten"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 DOOR = {"__init__", "testing", "verbs", "applying", "demo", "racing", "prepare", "live", "training"}
-DOOR |= {"inspecting", "advice", "doctor", "evaluating", "exporting"}
+DOOR |= {"inspecting", "advice", "doctor", "evaluating", "judging", "exporting"}
 # From the top down; a room imports from the rows below its own, and from itself.
 ROWS = [
     {"cli", "__main__", "words"},

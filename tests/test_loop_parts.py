@@ -157,6 +157,16 @@ def test_checkpointed_layers_keep_less_for_the_way_back(build, length):
     assert kept(Precision(checkpoint=length)) < 0.5 * kept(Precision())
 
 
+def test_a_chain_with_a_way_of_its_own_keeps_it():
+    class Around(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    module, x = seeded(lambda: Around(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))), torch.randn(4, 6)
+    with Precision(checkpoint=1).prepared(module) as prepared:
+        assert torch.equal(prepared(x), x + nn.Sequential(*module)(x))
+
+
 def test_the_allocator_is_told_while_activations_are_computed_again(monkeypatch):
     told = []
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *words: told.append(words)))

@@ -11,7 +11,8 @@ import madeup
 import problems
 from cluster import Nodes, cluster
 from hasten.core.errors import UsageError
-from hasten.evaluating import Asked, evaluate
+from hasten.evaluating import evaluate
+from hasten.judging import Asked
 from hasten.search.outpost import Hands, Outpost
 from hasten.search.watch import Event
 

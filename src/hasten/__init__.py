@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hasten.applying import Applied, apply
     from hasten.core.recipe import Recipe
     from hasten.core.report import Limit, Report
-    from hasten.evaluating import Evaluated, evaluate
+    from hasten.evaluating import evaluate
+    from hasten.judging import Evaluated
     from hasten.train import Fit, Trainer, optim
     from hasten.verbs import Options, load_report, optimize
 
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "Applied": "hasten.applying",
-    "Evaluated": "hasten.evaluating",
+    "Evaluated": "hasten.judging",
     "Fit": "hasten.train",
     "Limit": "hasten.core.report",
     "Options": "hasten.verbs",

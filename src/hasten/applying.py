@@ -73,6 +73,7 @@ class Applied:
         score_before, score_after: of the network as given and of the result, higher is better.
         examples: {"train": seen by the steps, "score": kept back from them}.
         size_bytes, parameters, macs: {"before": of the network as given, "after": of the result}, None where unknown.
+        fixed_batch: the only batch size that the result takes, None for any.
         notes: what must be said about the data.
         certified: always False: nothing was proved.
     """
@@ -87,6 +88,7 @@ class Applied:
     size_bytes: dict[str, int]
     parameters: dict[str, int | None]
     macs: dict[str, int | None]
+    fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
     certified: bool = False
 
@@ -164,6 +166,7 @@ def apply(
             size_bytes={which: folder.size_bytes(work / which) for which in made},
             parameters={which: facts["parameters"] for which, facts in made.items()},
             macs={which: facts["macs"] for which, facts in made.items()},
+            fixed_batch=made["after"]["fixed_batch"],
             notes=tuple(task["notes"]),
         )
         _write(work / "after", place, asked, found)

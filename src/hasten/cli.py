@@ -113,10 +113,12 @@ def evaluate(
     network: Annotated[str, typer.Argument(help="A run folder or its artifact, or a network as for optimize.")],
     data: Annotated[Path, typer.Option("--data", help="Formats as for optimize.")],
     against: Annotated[str | None, typer.Option("--against", help="Another one, on the same examples.")] = None,
+    against_weights: Annotated[Path | None, typer.Option("--against-weights", help="Its --weights.")] = None,
     weights: Weights = None,
     pin: Pins = [],  # noqa: B006
     score: Annotated[str | None, typer.Option("--score", help="accuracy, top5, squared-error, macro-f1, auc, …")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Column that is no input.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Examples of a call.")] = 64,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
     noise: Annotated[float, typer.Option("--noise", help="Score again with noise, a share of the inputs' deviation.")] = 0.0,
@@ -125,14 +127,16 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Score a network, or a result, on data, with what chance leaves open."""
-    from hasten import evaluating
-    from hasten.applying import Columns
+    from hasten import applying, evaluating, judging
 
-    asked = evaluating.Asked(
-        columns=Columns(score=score, target=target), batch=batch, confidence=confidence, noise=noise, ray=ray, workers=workers
-    )
-    with _progress(json_) as watcher:
-        found = evaluating.evaluate(source_of(network, weights, pin), data, against=against, asked=asked, watcher=watcher)
+    columns = applying.Columns(score=score, target=target, group=group)
+    asked = judging.Asked(columns=columns, batch=batch, confidence=confidence, noise=noise, ray=ray, workers=workers)
+    other = against and source_of(against, against_weights, pin)
+    try:
+        with _progress(json_) as watcher:
+            found = evaluating.evaluate(source_of(network, weights, pin), data, against=other, asked=asked, watcher=watcher)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
     print(json.dumps(found.to_json(), indent=1) if json_ else found)
 
 

@@ -95,22 +95,27 @@ def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
     return {"examples": examples, "notes": list(data.notes), "inputs": list(data.names), **_learning(train, parts.select)}
 
 
-def read_whole(*, run: str, data: str, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
+def read_file(*, run: str, data: str, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
     """Reads data files for `evaluate`."""
+    with room_for(data):
+        return read_whole(run=run, data=data, target=target, group=group, classes=classes)
+
+
+def read_whole(*, run: str, data: Any, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
+    """Reads data into the one view under `run/views` that networks are opened on, and a few rows for what calibrates nothing.
+
+    Labels that are names get their places in `classes`, where there are some.
+    """
     from hasten.load.data import read
 
-    with room_for(data):
-        loaded = read(data, target=target, group=group, classes=tuple(classes) or None)
-    return take_whole(Path(run), loaded)
-
-
-def take_whole(run: Path, data: Any) -> dict[str, Any]:
-    """All that was read as one view under `run/views`, which every network is opened on, and a few rows for what calibrates nothing."""
-    with folder.new_folder(run / "views") as fresh:
-        data.view.save(fresh / "train")
-        data.view.take(slice(0, _EXAMPLE)).save(fresh / "calibrate")
-    described = {"notes": list(data.notes), "classes": list(data.classes or ()), "inputs": list(data.names)}
-    return {**described, **_learning(data.view)}
+    loaded = read(data, target=target, group=group)
+    if loaded.classes and classes and not isinstance(data, View):
+        loaded = read(data, target=target, group=group, classes=tuple(classes))
+    with folder.new_folder(Path(run) / "views") as fresh:
+        loaded.view.save(fresh / "train")
+        loaded.view.take(slice(0, _EXAMPLE)).save(fresh / "calibrate")
+    described = {"notes": list(loaded.notes), "classes": list(loaded.classes or ()), "inputs": list(loaded.names)}
+    return {**described, **_learning(loaded.view)}
 
 
 def _joined(one: View, other: View) -> View:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hasten.core.errors import WorkerLost
+from hasten.core.errors import BackendMissing, HastenError, WorkerLost
 from hasten.core.network import Arrays
 from hasten.core.runner import Runner, joined
 
@@ -23,7 +23,8 @@ def outputs(
 ) -> Arrays:
     """The outputs for all examples, as `Runner.outputs` gives them.
 
-    Each runner takes the next shard when it has answered one. The shard of a runner that is lost goes to another.
+    Each runner takes the next shard when it has answered one. The shard of a runner that is lost goes to another; one that cannot start is
+    done without.
 
     Args:
         starts: start one runner each, which is closed at the end.
@@ -31,44 +32,59 @@ def outputs(
         batch: examples of a call.
 
     Raises:
-        WorkerLost: if all runners were lost.
+        WorkerLost, BackendMissing: if no runner is left.
         HastenError: what a runner raised; the others stop at their next shard.
     """
-    size = batch * _BATCHES
-    waiting = deque(range(0, len(inputs[0]), size))
-    count, found = len(waiting), dict[int, Arrays]()
+    round_ = _Round(inputs, batch, progress)
+    left = list(starts)[: round_.count]
+    while not round_.done:
+        with ThreadPoolExecutor(len(left)) as pool:
+            try:
+                losses = list(pool.map(round_.work, left))
+            except BaseException:  # Ctrl-C among them: nobody begins another shard
+                round_.waiting.clear()
+                raise
+        left = [start for start, lost in zip(left, losses, strict=True) if lost is None]
+        if not left and not round_.done:
+            raise next(lost for lost in losses if lost is not None)
+    return joined(round_.found[at] for at in sorted(round_.found))
 
-    def take() -> int | None:
-        with contextlib.suppress(IndexError):  # another may have been quicker since one looked
-            return waiting.popleft()
-        return None
 
-    def answer(runner: Runner, at: int) -> None:
-        found[at] = runner.outputs(tuple(a[at : at + size] for a in inputs), batch=batch)
-        if progress:
-            done = min(len(found) * size, len(inputs[0]))
-            progress(len(found) / count, f"{done:,} of {len(inputs[0]):,} examples answered")
+class _Round:
+    """The shards of some inputs, those that wait for a runner and those that are answered; used by several threads."""
 
-    def work(start: Callable[[], Runner]) -> WorkerLost | None:
-        """Answers shards until there are none; the loss, where the runner was lost."""
+    def __init__(self, inputs: Arrays, batch: int, progress: Callable[[float, str], None] | None) -> None:
+        self._inputs, self._batch, self._size, self._progress = inputs, batch, batch * _BATCHES, progress
+        self.waiting = deque(range(0, len(inputs[0]), self._size))
+        self.count, self.found = len(self.waiting), dict[int, Arrays]()
+
+    @property
+    def done(self) -> bool:
+        """Whether all are answered."""
+        return len(self.found) == self.count
+
+    def work(self, start: Callable[[], Runner]) -> HastenError | None:
+        """Answers shards until there are none; the loss, where the runner was lost or could not start."""
         at = None
         try:
             with start() as runner:
-                while (at := take()) is not None:
-                    answer(runner, at)
-        except WorkerLost as why:
-            waiting.extend(() if at is None else (at,))
+                while (at := self._take()) is not None:
+                    self._answer(runner, at)
+        except (WorkerLost, BackendMissing) as why:
+            self.waiting.extend(() if at is None else (at,))
             return why
         except BaseException:
-            waiting.clear()
+            self.waiting.clear()
             raise
         return None
 
-    left = list(starts)
-    while len(found) < count:
-        with ThreadPoolExecutor(len(left)) as pool:
-            losses = list(pool.map(work, left))
-        left = [start for start, lost in zip(left, losses, strict=True) if lost is None]
-        if not left:
-            raise next(lost for lost in losses if lost is not None)
-    return joined(found[at] for at in sorted(found))
+    def _take(self) -> int | None:
+        with contextlib.suppress(IndexError):  # another may have been quicker since one looked
+            return self.waiting.popleft()
+        return None
+
+    def _answer(self, runner: Runner, at: int) -> None:
+        self.found[at] = runner.outputs(tuple(a[at : at + self._size] for a in self._inputs), batch=self._batch)
+        if self._progress:
+            rows = len(self._inputs[0])
+            self._progress(len(self.found) / self.count, f"{min(len(self.found) * self._size, rows):,} of {rows:,} examples answered")

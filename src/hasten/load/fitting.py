@@ -45,7 +45,7 @@ def open_axes(inputs: tuple[Input, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def fitted(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None, example: Arrays | None) -> Arrays:
-    """The example, or one made up, cut to the batch size that is fixed; refused where it does not fit."""
+    """The example, or one made up, cut to the batch size that is fixed, or its rows repeated up to it; refused where it does not fit."""
     if example is None:
         return _made_up(inputs, sizes, fixed)
     expected = "; ".join(str(i) for i in inputs)
@@ -53,9 +53,9 @@ def fitted(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None, example: 
     if len(example) != len(inputs):
         raise DataRefused(f"the network takes {len(inputs)} inputs ({expected}), got {len(example)} ({came})")
     if fixed is not None:
-        if len(example[0]) < fixed:
-            raise DataRefused(f"the network takes batches of exactly {fixed}, got {len(example[0])} rows; give more, or export it again")
-        example = tuple(a[:fixed] for a in example)
+        if not len(example[0]):
+            raise DataRefused(f"the network takes batches of exactly {fixed}, got no row to fill one with")
+        example = tuple(np.ascontiguousarray(a[np.arange(fixed) % len(a)]) for a in example)
     for one, array in zip(inputs, example, strict=True):
         fits = len(array.shape) == len(one.shape) and all(s in (None, a) for s, a in zip(one.shape, array.shape, strict=True))
         if not fits or array.dtype != one.dtype:

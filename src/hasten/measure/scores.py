@@ -379,8 +379,8 @@ def _check_classes(labels: Array, count: int) -> None:
 
 def shares_of_classes(scores: Array) -> Array:
     """Rows of class scores as probabilities: their softmax, unless they are such already."""
-    usable = scores[np.isfinite(scores).all(axis=1)]
-    if (usable >= 0).all() and (np.abs(usable.sum(axis=1) - 1) < 1e-3).all():
+    usable = scores[~(np.isnan(scores) | np.isposinf(scores)).any(axis=1)]
+    if len(usable) and (usable >= 0).all() and (np.abs(usable.sum(axis=1) - 1) < 1e-3).all():
         return scores
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))

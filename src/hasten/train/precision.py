@@ -80,7 +80,8 @@ class Precision:
             yield torch.compile(module) if self.compile else module
 
     def _forgetting(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.checkpoint, int) and isinstance(module, nn.Sequential):
+        if isinstance(self.checkpoint, int) and type(module).forward is nn.Sequential.forward:
+            assert isinstance(module, nn.Sequential)
             return _in_runs(module, self.checkpoint)
         return _checkpointed(self._chosen(module))
 
