@@ -100,6 +100,8 @@ def test_no_more_workers_than_shards() -> None:
 
 
 def test_nobody_begins_another_shard_after_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+
     class Slow(Stand):
         def outputs(self, inputs: Arrays, *, batch: int) -> Arrays:
             if self.shards == 2:
@@ -108,8 +110,11 @@ def test_nobody_begins_another_shard_after_ctrl_c() -> None:
             return super().outputs(inputs, batch=batch)
 
     slow = Slow()
-    with pytest.raises(KeyboardInterrupt):
-        answered(slow, batch=1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            answered(slow, batch=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert slow.closed
     assert slow.shards < 20
 
