@@ -129,6 +129,8 @@ def test_a_result_of_a_fixed_batch(files: Files, tmp_path: Path) -> None:
     assert applied.fixed_batch == 7
     assert hasten.evaluate(tmp_path / "result", files[2]).score == right().mean()
     assert hasten.evaluate(tmp_path / "seven.pt2", files[2]).score == right().mean()
+    held = problems.data().held_out.take(slice(0, 5))
+    assert hasten.evaluate(tmp_path / "seven.pt2", held).score == right()[:5].mean(), "fewer than the network takes at once"
 
 
 def test_names_of_classes_have_the_numbers_of_the_report(files: Files, artifact: Path, tmp_path: Path, both: Evaluated) -> None:

@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,17 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
         work = Path(name)
         starts = _hands(asked, stack)
         watch.stage("load", "reading the data")
-        task = _read(work, data, asked.columns, _classes(network) or _classes(against))
+        given = [g if (packed := _packed(g)) is None else packed for g in (network, against) if g is not None]
+        task = _read(work, data, asked.columns, next(filter(None, map(_classes, given)), []))
         view = View.load(work / "views" / "train")
         judging.early(view, asked, alone=against is None)
         noisy = judging.noisy(view, asked)
         answers, troubled, seconds = [], [], []
-        for at, given in enumerate(g for g in (network, against) if g is not None):
+        for at, one in enumerate(given):
             watch.stage("load", f"opening {names[at]}")
-            package, fixed = _package(work / str(at), given, task, asked.columns.score, work)
+            package, fixed = (
+                (one.place, one.fixed_batch) if isinstance(one, _Packed) else _package(work, at, one, task, asked.columns.score)
+            )
             watch.stage("score", f"running {names[at]}")
             began = time.monotonic()
             batch = fixed or asked.batch
@@ -87,11 +91,7 @@ def _hands(asked: Asked, stack: contextlib.ExitStack) -> Starts:
     from hasten.distributed.ray import Cluster
 
     cluster = stack.enter_context(Cluster(asked.ray))
-    nodes = cluster.nodes()
-    if not nodes:
-        raise UsageError("the Ray cluster must have a node with a processor, got none")
-    workers = asked.workers or len(nodes)
-    threads = max(min(nodes) // -(-workers // len(nodes)), 1)
+    workers, threads = cluster.divided(asked.workers)
 
     def starts(package: Path, batch: int) -> list[Callable[[], Runner]]:
         parcel = parcels.read(place=str(package))
@@ -126,23 +126,22 @@ def _read(work: Path, data: Any, columns: Columns, classes: list[str]) -> dict[s
     return task
 
 
-def _classes(network: Any) -> list[str]:
-    """The names of the classes in the order of their numbers, as far as the report of an artifact tells."""
-    found = _record(network).get("classes") or []
-    names = [str(c["name"]) for c in found]
-    return [] if all(n.isdigit() for n in names) else names
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """A folder that an engine packed, and what its record says."""
+
+    place: Path
+    record: dict[str, Any]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The one batch size that the network takes, as far as it is known."""
+        sizes = self.record.get("batches") or []  # a report has one size only where the network takes no other
+        return self.record.get("fixed_batch") or (sizes[0] if len(sizes) == 1 else None)
 
 
-def _record(network: Any) -> dict[str, Any]:
-    """What stands in an artifact about itself."""
-    place = _packed(network)
-    files = [place / name for name in ("report.json", "applied.json")] if place else []
-    found: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.exists()), {})
-    return found
-
-
-def _packed(network: Any) -> Path | None:
-    """The folder that an engine packed, where that is what was given.
+def _packed(network: Any) -> _Packed | None:
+    """What is packed already, where that is what was given.
 
     Raises:
         StorageError: if a file in it is not what its manifest says.
@@ -152,36 +151,42 @@ def _packed(network: Any) -> Path | None:
         return None
     path = Path(Source.of(network).path)
     place = next((place for place in (path, path / _ARTIFACT) if (place / "load.py").is_file()), None)
-    if place and not folder.intact(place):
-        raise StorageError(f"{place} is not what its manifest says: a file was changed or is missing")
     if not place and (path / "run.sqlite").exists():
         raise UsageError(f"{path} is the folder of a search without a result yet; `hasten report {path}` says where it stands")
     if not place and (path / "model.pt2").exists():
         raise UsageError(f"{path} holds a trained network: give {path / 'model.pt2'}")
-    return place
+    if not place:
+        return None
+    if not folder.intact(place):
+        raise StorageError(f"{place} is not what its manifest says: a file was changed or is missing")
+    records = (place / name for name in ("report.json", "applied.json"))
+    return _Packed(place=place, record=next((json.loads(file.read_text()) for file in records if file.exists()), {}))
 
 
-def _package(work: Path, network: Any, task: dict[str, Any], score: str | None, views: Path) -> tuple[Path, int | None]:
-    """A packed folder, and the one batch size that it takes where that is known. Adds what the network is noted for to `task`."""
+def _classes(network: Any) -> list[str]:
+    """The names of the classes in the order of their numbers, as far as the report of an artifact tells."""
+    names = [str(c["name"]) for c in network.record.get("classes") or []] if isinstance(network, _Packed) else []
+    return [] if all(n.isdigit() for n in names) else names
+
+
+def _package(work: Path, at: int, network: Any, task: dict[str, Any], score: str | None) -> tuple[Path, int | None]:
+    """The network as it is given, packed, and the one batch size that it takes. Adds what it is noted for to `task`."""
     from hasten import presets, verbs
 
-    if place := _packed(network):
-        record = _record(network)
-        sizes = record.get("batches") or []  # a report has one size only where the network takes no other
-        return place, record.get("fixed_batch") or (sizes[0] if len(sizes) == 1 else None)
     given = Source.of(network) if isinstance(network, (str, Path, Source)) else network
     if isinstance(given, Source) and not Path(given.path).exists():
         raise UsageError(f"no such file: {given.path}")
     if not isinstance(given, Source):
         verbs.check_module(given)
-    work.mkdir()
-    (work / "views").symlink_to(views / "views")
+    place = work / str(at)
+    place.mkdir()
+    (place / "views").symlink_to(work / "views")
     with Child(memory_bytes=_ROOM_BYTES) as child:
-        opened = verbs.open_network(child, work, given, task, score)
+        opened = verbs.open_network(child, place, given, task, score)
     task["notes"] += [f"{_said(network)}: {note}" for note in opened["network_notes"]]
-    shop = Workshop(work, loss=task["loss"], seed=0, deadline_s=_MAKING_S)
+    shop = Workshop(place, loss=task["loss"], seed=0, deadline_s=_MAKING_S)
     try:
-        shop.make(Recipe((), presets.default(opened["kind"], imported=opened["imported"]).as_given), work / "package")
+        shop.make(Recipe((), presets.default(opened["kind"], imported=opened["imported"]).as_given), place / "package")
     finally:
         shop.close()
-    return work / "package", opened["fixed_batch"]
+    return place / "package", opened["fixed_batch"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from hasten.measure import scores, statistics
 from hasten.measure.calibration import calibration_error
 from hasten.search.bench import check_alike, finite
 from hasten.search.prover import drop_bound
+from hasten.search.summary import by_class
 
 _ROWS = 1024  # that get their noise at a time
 
@@ -180,7 +181,8 @@ def judged(answers: list[Arrays], troubled: list[Arrays], view: View, task: dict
     _check_classes(task["classes"], outputs)
     target = view.labels if score.target == "labels" else reference[0]
     assert target is not None
-    low, high = _interval(score.per_example(outputs, target), score, asked)
+    values = [score.per_example(a, target) for a in answers]
+    low, high = _interval(values[0], score, asked)
     found: dict[str, Any] = {"score_name": score.name, "score": finite(score.value(outputs, target)), "low": low, "high": high}
     if len(answers) == 2:
         bound = drop_bound(reference, outputs, target, score=score, confidence=asked.confidence, seed=asked.seed)
@@ -189,12 +191,14 @@ def judged(answers: list[Arrays], troubled: list[Arrays], view: View, task: dict
     found |= _named("calibration", [_calibration(a[0], view.labels) for a in answers])
     if troubled:
         found |= {"noise": asked.noise, **_named("score_in_noise", [score.value(a, target) for a in troubled])}
-    classes = tuple(_by_class(score, answers, target, view.labels, task["classes"])) if score.unit == "pt" else ()
-    return {**found, "confidence": asked.confidence, "examples": len(view), "classes": classes, "notes": tuple(task["notes"])}
+    known = by_class(view.labels, values, task["classes"]) if score.unit == "pt" else ()
+    found["classes"] = tuple(ClassScore(name=name, examples=n, **_named("score", means, "against")) for name, n, means in known)
+    return {**found, "confidence": asked.confidence, "examples": len(view), "notes": tuple(task["notes"])}
 
 
-def _named(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_against"), values, strict=False))
+def _named(name: str, values: Sequence[float | None], other: str = "") -> dict[str, Any]:
+    """One value or two by the names of the fields that they stand in."""
+    return dict(zip((name, other or f"{name}_against"), values, strict=False))
 
 
 def _calibration(outputs: Array, labels: Array | None) -> float | None:
@@ -229,13 +233,3 @@ def _interval(values: Array | None, score: Score, asked: Asked) -> tuple[float |
     low = -statistics.mean_upper(none, values, confidence=each, seed=asked.seed, ceiling=0.0 if share else None)
     high = statistics.mean_upper(values, none, confidence=each, seed=asked.seed, ceiling=1.0 if share else None)
     return low, min(high, 0.0) if (values <= 0).all() else high
-
-
-def _by_class(score: Score, answers: list[Arrays], target: Array, labels: Array | None, names: Sequence[str]) -> Iterator[ClassScore]:
-    values = [score.per_example(outputs, target) for outputs in answers]
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or any(v is None for v in values):
-        return
-    for label in np.unique(labels):
-        means = [float(v[labels == label].mean()) for v in values if v is not None]
-        name = names[label] if label < len(names) else str(label)
-        yield ClassScore(name=name, examples=int((labels == label).sum()), score=means[0], against=means[1] if len(means) == 2 else None)

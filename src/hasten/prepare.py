@@ -17,6 +17,7 @@ from hasten.core.data import View
 from hasten.core.errors import ChildFailed, DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import fingerprint
+from hasten.core.runner import piecewise
 from hasten.core.score import Score
 from hasten.load.guards.places import room_for
 from hasten.search.workshop import ORIGINAL
@@ -163,8 +164,10 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
     from hasten.measure import scores
 
     network = files.check_forward(network)
-    train = View.load(run / "views" / "train").take(slice(0, network.fixed_batch or _LOOK))
-    outputs, labels = forward(network, tuple(np.array(a) for a in train.inputs)), train.labels
+    size = network.fixed_batch or _LOOK
+    train = View.load(run / "views" / "train").take(slice(0, size))
+    rows, labels = tuple(np.array(a) for a in train.inputs), train.labels
+    outputs = piecewise(lambda *full: forward(network, full), rows, size) if network.fixed_batch else forward(network, rows)
     if highest_label is not None and outputs[0].ndim == 2 and 1 < outputs[0].shape[1] <= highest_label:
         raise DataRefused(
             f"the network has {outputs[0].shape[1]} outputs, so labels must be in [0, {outputs[0].shape[1]}), got {highest_label}; "

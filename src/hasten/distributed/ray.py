@@ -60,6 +60,18 @@ class Cluster:
             int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
         ]
 
+    def divided(self, workers: int | None) -> tuple[int, int]:
+        """How many workers, one on each node for None, and how many threads each of them has.
+
+        Raises:
+            UsageError: if no node has a processor.
+        """
+        nodes = self.nodes()
+        if not nodes:
+            raise UsageError("the Ray cluster must have a node with a processor, got none")
+        count = workers or len(nodes)
+        return count, max(min(nodes) // -(-count // len(nodes)), 1)
+
     def start(self, *, threads: int, memory_bytes: int | None = None) -> RemoteChild:
         """A guarded child on a node that has so many processors free, the least busy one.
 

@@ -63,12 +63,8 @@ class Hands:
 
 
 def _outposts(cluster: Cluster, workers: int | None, run: Path, *, loss: Loss, seed: int) -> Crew:
-    nodes = cluster.nodes()
-    if not nodes:
-        raise UsageError("the Ray cluster must have a node with a processor, got none")
-    workers = workers or len(nodes)
-    threads = max(min(nodes) // -(-workers // len(nodes)), 1)
-    outposts = [Outpost(run, lambda: cluster.start(threads=threads), loss=loss, seed=seed) for _ in range(workers)]
+    count, threads = cluster.divided(workers)
+    outposts = [Outpost(run, lambda: cluster.start(threads=threads), loss=loss, seed=seed) for _ in range(count)]
     outposts[0].begin()  # what keeps all of them from starting is told now and not by every trial
     return Crew(outposts, at_the_end=cluster.close)
 

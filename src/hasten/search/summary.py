@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.data import Array
 from hasten.core.errors import UsageError
 from hasten.core.report import (
     Baseline,
@@ -226,17 +227,23 @@ def miss_words(trials: Mapping[int, Trial], best: Chosen, caps: Sequence[str], l
 
 def class_changes(score: Score, proof: Proof, number: int, task: Mapping[str, Any]) -> tuple[ClassChange, ...]:
     """The score of each class on *prove* before and after, where there are classes and a score per example."""
-    labels, names = proof.view.labels, task.get("classes") or []
-    before = score.per_example(proof.original, proof.target)
-    after = score.per_example(proof.outputs[number], proof.target)
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or before is None or after is None:
-        return ()
-    found = []
+    values = [score.per_example(outputs, proof.target) for outputs in (proof.original, proof.outputs[number])]
+    found = by_class(proof.view.labels, values, task.get("classes") or [])
+    return tuple(ClassChange(name=name, n=n, before=before, after=after) for name, n, (before, after) in found)
+
+
+def by_class(labels: Array | None, values: Sequence[Array | None], names: Sequence[str]) -> Iterator[tuple[str, int, list[float]]]:
+    """For each class its name, its number of examples and the means of the scores per example; nothing where there are no classes.
+
+    Args:
+        labels: (n,) integers; values: (n,) each, None for a score that has none; names: of the classes, as far as they have some.
+    """
+    known = [v for v in values if v is not None]
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or len(known) < len(values):
+        return
     for label in np.unique(labels):
         rows = labels == label
-        name = names[label] if label < len(names) else str(label)
-        found.append(ClassChange(name=name, n=int(rows.sum()), before=float(before[rows].mean()), after=float(after[rows].mean())))
-    return tuple(found)
+        yield names[label] if label < len(names) else str(label), int(rows.sum()), [float(v[rows].mean()) for v in known]
 
 
 def _ranking_baseline(trials: Sequence[Trial]) -> dict[str, Baseline]:
