@@ -40,11 +40,14 @@ class Case:
         original: how it is trained.
         smaller: the network of the same kind that the control trains from scratch.
         recipes: names → steps; the controls have as much time as the first one.
+        one_original: all seeds start from the same trained network, as a user's is one; they differ in what the recipes and the
+            controls draw.
     """
 
     original: Reference
     smaller: Callable[[], nn.Module]
     recipes: dict[str, Steps]
+    one_original: bool = False
 
 
 def _recipes(half: float, most: Steps, words: str, *, last: Steps = (), alone: bool = False, epochs: float = 8) -> dict[str, Steps]:
@@ -120,10 +123,12 @@ CASES = {
         recipes=dict(
             islice(_recipes(0.5, (PruneStructure(ratio=0.75),), "−75% units, int8", epochs=5, last=(QuantizeStatic(),)).items(), 3)
         ),
+        one_original=True,
     ),
     "minilm": Case(
         original=Reference(network="minilm", task="r8", goal=0.95, settings=Fit(epochs=6, batch=32, learning_rate=0.01), still="encoder."),
         smaller=lambda: Bag(8),
         recipes=_texts(),
+        one_original=True,
     ),
 }

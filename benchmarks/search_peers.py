@@ -1,6 +1,6 @@
 """hasten's search against what others do with the same time: each result within 1 point, all timed in the same rounds.
 
-    python benchmarks/search_peers.py [--quick] [--json] [--save] [--only NETWORK] [--minutes N] [--batch N]
+    python benchmarks/search_peers.py [--quick] [--json] [--save] [--only NETWORK] [--minutes N] [--batch N] [--packages FOLDER]
 
 Every network is given to hasten and to each peer with the same data and at most the same time (10 minutes unless told otherwise):
 - plain conversions to ONNX Runtime and OpenVINO, onnxruntime's static int8, NNCF's `quantize`: their usual settings;
@@ -20,7 +20,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import peers
 import placement
 import reference_networks
 import torch
+import trained_cases
 from torch import nn
 
 import hasten
@@ -43,8 +44,7 @@ from hasten.engines import OpenVINO
 from hasten.load import files
 from hasten.load.lower import lower
 from hasten.load.split import split
-from hasten.measure import timing
-from hasten.measure.scores import Accuracy, Agreement
+from hasten.measure import scores, timing
 from hasten.search import prover
 
 LIMIT = Limit(max_drop=0.01)
@@ -52,11 +52,15 @@ LIMIT = Limit(max_drop=0.01)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A trained network with its data; `held_out` was not trained on."""
+    """A trained network with its data; `held_out` was not trained on. Without labels it is judged by agreement with itself."""
 
     module: nn.Module
     train: View
     held_out: View
+
+    def score(self, outputs: tuple[Any, ...]) -> Any:
+        """Accuracy, or the share of the answers that are the original's `outputs`; of each position where there are several."""
+        return scores.choose(self.held_out.labels, outputs, name="accuracy" if self.held_out.labels is not None else "agreement")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +71,7 @@ class Work:
     graph: Network
     train: View
     select: View
+    score: Any
     ends: float
 
 
@@ -81,10 +86,12 @@ def controlled(work: Work, folder: Path) -> None:
     model = _intermediate(work.graph, folder)
     rows = [b.inputs for b in work.train.take(slice(0, peers.CALIBRATE)).batches(1)]
     checked = [(tuple(a[i : i + 1] for a in work.select.inputs), i) for i in range(len(work.select))]
-    right = _right(work)
+    labels = work.select.labels
+    target = _answers(work.module, work.select)[0] if labels is None else labels
 
     def validate(compiled: Any, items: Any) -> float:
-        return float(np.mean([right(tuple(compiled(inputs).values()), at) for inputs, at in items]))
+        values = [work.score.per_example((next(iter(compiled(inputs).values())),), target[at : at + 1])[0] for inputs, at in items]
+        return float(np.mean(values))
 
     made = nncf.quantize_with_accuracy_control(
         model,
@@ -124,23 +131,26 @@ def _tuned(module: nn.Module, work: Work, batch: int = 64) -> None:
             group["lr"] = 1e-3 * min(gone / 0.2, (1 - gone) / 0.8)
         rows = work.train.take(np.sort(order.integers(0, len(work.train), batch)))
         inputs = tuple(torch.from_numpy(np.array(a)) for a in rows.inputs)
-        if rows.labels is None:
-            with torch.no_grad():
-                target = work.module.module(*inputs).softmax(1)
-        else:
-            target = torch.from_numpy(np.array(rows.labels))
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(*inputs), target).backward()
+        if rows.labels is None:
+            torch.stack([nn.functional.mse_loss(a, b) for a, b in _pairs(module, work.module.module, inputs)]).sum().backward()
+        else:
+            nn.functional.cross_entropy(module(*inputs), torch.from_numpy(np.array(rows.labels))).backward()
         optimizer.step()
 
 
-def _right(work: Work) -> Callable[[tuple[Any, ...], int], bool]:
-    labels = work.select.labels
-    if labels is None:
-        with torch.no_grad():
-            answers = [work.module.module(*map(torch.from_numpy, b.inputs)).argmax(1).numpy() for b in work.select.batches(64)]
-        labels = np.concatenate(answers)
-    return lambda outputs, at: bool(outputs[0].argmax() == labels[at])
+def _pairs(module: nn.Module, original: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    with torch.no_grad():
+        answers = original(*inputs)
+    outputs = module(*inputs)
+    yield from zip(outputs, answers, strict=True) if isinstance(answers, tuple) else [(outputs, answers)]
+
+
+def _answers(network: Network, view: View) -> tuple[Any, ...]:
+    """The original's first output on all rows."""
+    with torch.no_grad():
+        pieces = [network.module(*map(torch.from_numpy, b.inputs)) for b in view.batches(64)]
+    return (np.concatenate([(p[0] if isinstance(p, tuple) else p).numpy() for p in pieces]),)
 
 
 def _intermediate(graph: Network, folder: Path) -> Any:
@@ -166,42 +176,46 @@ def _reference(wanted: reference_networks.Reference) -> Case:
     return Case(module=module, train=data.train, held_out=data.held_out)
 
 
-def _efficientnet() -> Case:
-    module, train, held_out = placement._efficientnet()
+def _of(made: tuple[nn.Module, View, View]) -> Case:
+    module, train, held_out = made
     return Case(module=module.eval(), train=train, held_out=held_out)
 
 
 CASES: dict[str, Callable[[], Case]] = {
     "small_cnn-mnist5k": lambda: _reference(reference_networks.REFERENCES[0]),
     **{name: lambda n=name: _reference(compression_cases.CASES[n].original) for name in ("resnet20", "mobilenet", "lstm", "minilm")},  # type: ignore[misc]
-    "efficientnet-lite0": _efficientnet,
+    "efficientnet-lite0": lambda: _of(placement._efficientnet()),
+    "silero-vad": lambda: _of(trained_cases.speech()),
+    "pp-ocr": lambda: _of(trained_cases.words()),
 }
 
 
 def compare(name: str, case: Case, place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One network: hasten, the peers, the verdicts, and the race among all."""
     seconds = 60 * options.minutes
+    module = files.from_module(case.module, tuple(a[:4] for a in case.train.inputs))
+    base = _answers(module, case.held_out)
+    score = case.score(base)
     start = time.monotonic()
     effort = "quick" if options.quick else "normal"
-    asked = hasten.Options(time_limit=seconds, effort=effort, batch=options.batch)
+    asked = hasten.Options(time_limit=seconds, effort=effort, batch=options.batch, score=score.name)
     report = hasten.optimize(case.module, case.train, case.held_out, max_drop=LIMIT.max_drop, run=place / "run", options=asked)
     took = {"hasten": time.monotonic() - start}
     assert report.artifact
     print(f"{name}: {report.sentence} ({took['hasten']:.0f} s)", file=sys.stderr, flush=True)
     folders: dict[str, Path] = {"hasten": Path(report.artifact)}
     cut = split(case.train, case.held_out, seed=0, max_drop=LIMIT.max_drop)
-    module = files.from_module(case.module, tuple(a[:4] for a in case.train.inputs))
     graph, refused = lower(module), dict[str, str]()
     for peer, make in (PLAIN if options.quick else PEERS).items():
         start, folder = time.monotonic(), place / peer.replace(" ", "-")
         folder.mkdir()
         try:
-            make(Work(module=module, graph=graph, train=cut.train, select=cut.select, ends=start + seconds), folder)
+            make(Work(module=module, graph=graph, train=cut.train, select=cut.select, score=score, ends=start + seconds), folder)
             folders[peer] = folder
         except Exception as why:  # a peer may raise anything on a network that it does not know
             refused[peer] = f"{type(why).__name__}: {why}"[:200]
         took[peer] = time.monotonic() - start
-    verdicts = _judged(module, case.held_out, folders)
+    verdicts = _judged(base, score, case.held_out, folders)
     protocol = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2) if options.quick else timing.Protocol(fewest=8, most=12)
     runners = [timing.Contestant(folder=f) for f in folders.values()]
     timed = timing.race(runners, case.held_out.inputs, [options.batch], protocol=protocol)
@@ -213,13 +227,9 @@ def compare(name: str, case: Case, place: Path, options: argparse.Namespace) -> 
     return {"network": name, "recipe": report.chosen and report.chosen.words, "minutes": options.minutes, "rows": rows, "refused": refused}
 
 
-def _judged(module: Network, held_out: View, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def _judged(base: tuple[Any, ...], score: Any, held_out: View, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """The drop of each result on the held-out data, in its own engine, with its upper bound and verdict."""
-    with torch.no_grad():
-        pieces = [module.module(*map(torch.from_numpy, b.inputs)).numpy() for b in held_out.batches(64)]
-    base = (np.concatenate(pieces),)
-    score: Any = Agreement() if held_out.labels is None else Accuracy()
-    target = base[0] if held_out.labels is None else held_out.labels
+    target: Any = base[0] if held_out.labels is None else held_out.labels
     found = {}
     for name, folder in folders.items():
         with Runner(folder) as runner:
@@ -244,6 +254,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         cases = {"small_cnn-mnist5k": lambda: _reference(replace(short, settings=replace(short.settings, epochs=1 / 8)))}
     else:
         cases = {name: make for name, make in CASES.items() if not options.only or name in options.only}
+    sys.path.extend(options.packages)
     networks = machine.earlier("search_peers", "networks") if options.only and options.save else []
     for name, make in cases.items():
         with tempfile.TemporaryDirectory() as place:
@@ -284,6 +295,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", choices=list(CASES))
     parser.add_argument("--minutes", type=float, default=10.0, help="for hasten, and for each peer")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--packages", nargs="*", default=[], help="folders of packages with trained networks, see trained_networks.py")
 
 
 if __name__ == "__main__":

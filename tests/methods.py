@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Context, Profile, Space, Stage
+from hasten.core.recipe import Aim, Context, Profile, Space, Stage, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,25 @@ class Round:
 @dataclass(frozen=True, kw_only=True)
 class Cast(Round):
     """Another number format; its name comes before the other's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gentle(Round):
+    """Rounds less of it."""
+
+    instead_of: ClassVar[type[Step]] = Round
+    floats: float = 0.1
+
+    @classmethod
+    def space(cls, network: Network) -> Space:
+        return {"floats": (0.1, 0.3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready(Mend):
+    """Trains for the rounding that follows."""
+
+    reads_profile: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,14 @@ def data() -> TaskData:
     return tasks.load("digits")
 
 
+NAMES = tuple(f"digit {k}" for k in range(10))
+
+
+def with_names() -> list[dict[str, np.ndarray]]:
+    """The training and the held-out part, their arrays and classes by name."""
+    return [{"picture": view.inputs[0], "label": np.array(NAMES)[view.labels]} for view in (data().train, data().held_out)]
+
+
 @functools.cache
 def trained() -> nn.Module:
     torch.manual_seed(0)

@@ -88,7 +88,7 @@ def test_modules_and_arrays_without_labels(artifact: Path) -> None:
         ).numpy()
     found = hasten.evaluate(other, held.inputs[0], against=problems.trained())
     assert (found.score_name, found.score, found.score_against) == ("agreement with the original", agree.mean(), 1.0)
-    with pytest.raises(UsageError, match="give labels, or the other one with --against"):
+    with pytest.raises(UsageError, match="say with --target where the labels are, or give the other network with --against"):
         hasten.evaluate(other, held.inputs[0])
     with pytest.raises(UsageError, match="agreement with the original holds one network against another: give the other one"):
         hasten.evaluate(other, held, asked=Asked(columns=Columns(score="agreement")))
@@ -139,12 +139,14 @@ def test_names_of_classes_have_the_numbers_of_the_report(files: Files, artifact:
         for file in artifact.iterdir():
             if file.name != folder.MANIFEST:
                 (fresh / file.name).write_bytes(file.read_bytes())
-        (fresh / "report.json").write_text(json.dumps({"classes": [{"name": w} for w in words]}))
+        (fresh / "report.json").write_text(json.dumps({"class_names": words}))
     held = problems.data().held_out
     named = np.array(words)[held.labels]
-    assert hasten.evaluate(tmp_path / "named", (held.inputs[0], named)).score == both.score
+    whole = hasten.evaluate(tmp_path / "named", (held.inputs[0], named))
+    assert whole.score == both.score
     assert hasten.evaluate(tmp_path / "named", held).score == both.score, "numbers need no names"
     few = held.labels < 9
+    assert hasten.evaluate(tmp_path / "named", (held.inputs[0][few], named[few])).classes == whole.classes[:9], "a class that is not there"
     with pytest.raises(DataRefused, match="name 9 classes and the network has 10"):
         hasten.evaluate(artifact, (held.inputs[0][few], named[few]))
 

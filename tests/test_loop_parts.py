@@ -127,9 +127,60 @@ def test_16_bits_stay_near_32(format):
 
 
 def test_channels_last_changes_the_layout_alone():
-    settings = replace(BASE, precision=Precision(channels_last=True))
-    one, other = (fit(seeded(image), pictures(), settings=s) for s in (BASE, settings))
+    one, other = (fit(seeded(image), pictures(), settings=replace(BASE, precision=Precision(channels_last=c))) for c in (False, True))
     assert [loss for _, loss in one.curve] == pytest.approx([loss for _, loss in other.curve], rel=1e-3)
+    assert all(p.is_contiguous() for p in other.module.parameters())
+
+
+class _Noise(nn.Module):
+    """Draws in training and out of it."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.1, training=True)
+
+
+def _convolving(width=16):
+    convolutions = nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3)
+    return nn.Sequential(*convolutions, _Noise(), nn.Flatten(), nn.Linear(16 * width, 3))
+
+
+def _narrow():
+    return _convolving(8)
+
+
+def test_kernels_of_more_axes_stay_as_they_are():
+    def build():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Unflatten(1, (4, 1)), nn.Conv3d(4, 2, (1, 3, 3)), nn.Flatten(), nn.Linear(32, 3))
+
+    fitted = fit(seeded(build), pictures(), settings=replace(BASE, precision=Precision(channels_last=True)))
+    assert all(p.is_contiguous() for p in fitted.module.parameters())
+
+
+class _Viewing(nn.Module):
+    """Takes what a convolution gives for contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = _convolving()[:-2], nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize(("build", "together"), [(_convolving, True), (_narrow, False), (_Viewing, False)])
+def test_the_layout_is_chosen_where_nothing_is_said_and_disturbs_no_draw(build, together):
+    seen = set()
+
+    def look(module, step, steps):
+        kernel = next(p for p in module.parameters() if p.ndim == 4 and p.shape[1] > 1)
+        seen.add(kernel.is_contiguous(memory_format=torch.channels_last))
+        return False
+
+    chosen = fit(seeded(build), pictures(), settings=BASE, after_step=look)
+    assert seen == {together}
+    said = fit(seeded(build), pictures(), settings=replace(BASE, precision=Precision(channels_last=together)))
+    assert chosen.curve == said.curve
+    assert all(p.is_contiguous() for p in chosen.module.parameters())
 
 
 def _wide():

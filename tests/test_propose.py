@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from hasten.core.report import Latency, Limit, Measurement, Trial
 from hasten.search.board import insert
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.propose import propose
-from methods import Cast, Mend, Quick, Quicker, Round, Shrink, Slow
+from methods import Cast, Gentle, Mend, Quick, Quicker, Ready, Round, Shrink, Slow
 
 CATALOGUE = Catalogue(as_given=Slow(), engines=(Quick(), Quicker()), steps=(Shrink, Mend, Round))
 SPACES = {kind: kind.space(None) for kind in CATALOGUE.steps}  # type: ignore[arg-type]
@@ -63,6 +64,15 @@ def test_the_network_as_given_comes_first_and_every_engine_is_raced() -> None:
     asked = run(usual)
     assert asked[0] == Recipe((), Slow())
     assert asked[1:3] == [Recipe((), Quick()), Recipe((), Quicker())]
+
+
+def test_the_race_is_run_though_the_time_is_over() -> None:
+    dialogue = propose(CATALOGUE, SPACES, replace(SETTINGS, time_limit_s=54.0))
+    asked = [next(dialogue)]
+    with pytest.raises(StopIteration):
+        while True:
+            asked.append(dialogue.send(replace(_trial(len(asked), asked[-1], usual), seconds=100.0)))
+    assert asked == [Recipe((), engine) for engine in (Slow(), Quick(), Quicker())]
 
 
 def test_it_finds_the_combination_and_mends_it() -> None:
@@ -131,6 +141,36 @@ def test_where_mending_does_not_help_a_milder_setting_is_tried() -> None:
 def test_nothing_is_mended_that_lost_nothing() -> None:
     asked = run(lambda recipe: (usual(recipe)[0], 0.0))
     assert not any(isinstance(step, Mend) for recipe in asked for step in recipe.steps)
+
+
+def rounding_loses(most: float) -> Model:
+    """Integers are twice as fast and lose `most`; a third in floats, or a training for them, brings it back."""
+
+    def model(recipe: Recipe) -> tuple[float, float]:
+        ms = {"Slow": 10.0, "Quick": 4.0, "Quicker": 5.0}[type(recipe.engine).__name__]
+        rounded = next((s for s in recipe.steps if isinstance(s, Round)), None)
+        if rounded is None:
+            return ms, 0.0
+        floats = getattr(rounded, "floats", 0.0)
+        ready = any(isinstance(s, Ready) for s in recipe.steps)
+        return ms * (0.5 + floats), 0.001 if floats > 0.2 or ready else most
+
+    return model
+
+
+def test_a_gentler_step_is_tried_where_the_strong_one_loses_too_much_and_only_there() -> None:
+    spaces = {kind: kind.space(None) for kind in (Round, Gentle)}  # type: ignore[arg-type]
+    asked = run(rounding_loses(0.05), spaces=spaces)
+    assert Recipe((Gentle(floats=0.3),), Quick()) in asked
+    assert not any(isinstance(s, Gentle) for r in run(rounding_loses(0.001), spaces=spaces) for s in r.steps)
+
+
+def test_what_rounding_lost_is_won_back_by_a_training_that_knows_of_it_and_not_by_one_that_does_not() -> None:
+    spaces = {kind: kind.space(None) for kind in (Round, Mend, Ready)}  # type: ignore[arg-type]
+    asked = run(rounding_loses(0.05), spaces=spaces)
+    assert Recipe((Ready(), Round()), Quick()) in asked
+    assert not any(type(s) is Mend for r in asked for s in r.steps)
+    assert not any(isinstance(s, Ready) for r in run(rounding_loses(0.5), spaces=spaces) for s in r.steps)  # beyond all hope
 
 
 def test_nothing_is_extended_where_nothing_helps() -> None:

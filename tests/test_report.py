@@ -14,8 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import sample_reports as samples
-from hasten.core.report import Interval, Report
+from hasten.core.report import Interval, Limit, Report
 from hasten.report import facts, json_text, page, show, tables, text, verdict_sentence
+from hasten.search.catalogue import Settings
+from hasten.search.summary import _cautions
 
 NAMES = sorted(samples.ALL)
 SENTENCES = {
@@ -23,8 +25,8 @@ SENTENCES = {
     "3.8× smaller; accuracy 98.4 % → 98.3 %, drop at most 0.55 points (95 %, 2,000 examples): kept.",
     "equal": "3.4× faster at batch 1 than the network as given (95 % interval 3.3–3.6; 1.05× over the best plain engine); "
     "accuracy 98.4 %, outputs equal (2,000 examples): equal.",
-    "plain": "Nothing faster was proved within 1 point: the network comes back unchanged in OnnxRuntime, 3.1× faster at batch "
-    "1 than as given (95 % interval 2.9–3.4), outputs equal.",
+    "plain": "The network comes back unchanged in OnnxRuntime, 3.1× faster at batch 1 than as given (95 % interval 2.9–3.4), outputs "
+    "equal; no changed one was proved faster within 1 point.",
     "unchanged": "Nothing faster was proved within 1 point: the network comes back unchanged.",
     "cap_unmet": "No candidate certified within 1 point meets the cap: latency at most 0.05 ms at batch 1 and size at most "
     "80 kB; closest miss: trial 7: latency 0.0613 ms (12 % over), size 71 kB; its drop was not shown to keep the limit; "
@@ -214,3 +216,37 @@ def test_json_reads_back(name: str) -> None:
 def test_json_of_half_characters_can_be_written_and_read() -> None:
     again = Report.from_json(json.loads(json_text(samples.hostile).encode()))
     assert again.notes[0] == samples.HOSTILE.replace("\ud800", "?")
+
+
+def test_an_interval_that_says_little_is_told_by_its_near_end() -> None:
+    assert samples.kept.chosen
+    wide = (Interval(batch=1, value=105, low=12, high=918), Interval(batch=32, value=237, low=0.09, high=6e5))
+    told = verdict_sentence(replace(samples.kept, chosen=replace(samples.kept.chosen, speedup=wide)))
+    assert told.startswith("At least 12× faster at batch 1 than the network as given (95 % interval 12–918")
+    assert "237" not in told
+
+
+def test_every_trial_is_held_against_the_same_figure() -> None:
+    """The ranking's own: the network as given may be timed quite differently in the end."""
+    report = samples.kept
+    slow = replace(
+        report.baselines["as given"], latency_ms=tuple(replace(e, p50_ms=e.p50_ms / 300) for e in report.baselines["as given"].latency_ms)
+    )
+    before, after = (facts.rows(r) for r in (report, replace(report, baselines={**report.baselines, "as given": slow})))
+    assert [row.speedup for row in before] == [row.speedup for row in after]
+    assert before[0].speedup == pytest.approx(1.0)
+
+
+def test_cautions_stand_in_the_notes() -> None:
+    chosen = samples.kept.chosen
+    assert chosen
+    asked = Settings(limit=Limit(max_drop=0.01))
+    assert list(_cautions(asked, samples.kept.trials, chosen)) == []
+    wide = replace(chosen, speedup=(Interval(batch=1, value=105, low=12, high=918),))
+    hasty = replace(chosen, latency_ms=tuple(replace(e, launches=3) for e in chosen.latency_ms))
+    assert "probably busy" in " ".join(_cautions(asked, samples.kept.trials, wide))
+    assert "time for 3 rounds" in " ".join(_cautions(asked, samples.kept.trials, hasty))
+    first = samples.kept.trials[0]
+    assert first.measurement
+    small = replace(first, measurement=replace(first.measurement, score=-0.0023))
+    assert "the limit 0.01 is as large as the score of the network as given, -0.0023" in " ".join(_cautions(asked, [small], None))

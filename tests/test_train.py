@@ -284,7 +284,7 @@ def test_teacher_in_training_mode_is_asked_in_eval_mode(kept_bytes, monkeypatch)
 def test_teacher_sees_the_shifted_images():
     module = seeded(per_pixel)
     settings = Fit(loss="original", epochs=1, batch=32, augmentation="shift")
-    assert fit(module, pictures(), settings=settings, teacher=module).curve[0][1] == 0
+    assert fit(module, pictures(), settings=settings, teacher=module).curve[0][1] < 1e-12
     labelled = Fit(epochs=1, batch=32)
     network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     plain, moved = (fit(network, pictures(), settings=s).curve for s in (labelled, replace(labelled, augmentation="shift")))

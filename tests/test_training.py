@@ -68,8 +68,7 @@ def test_train_a_network_of_one_s_own(own, capsys):
     found = json.loads(told.out)
     assert found == json.loads((own / "run" / "result.json").read_text())
     assert (found["steps"], found["planned_steps"], found["global_batch"], found["examples"]) == (50, 50, 20, 200)
-    assert "step 50 of 50, epoch 5" in told.err
-    assert "about 0:00 left" in told.err
+    assert json.loads(told.err.splitlines()[-1])["step"] == 50
     records = read(own / "run" / "log.jsonl")
     assert [r.step for r in records] == list(range(1, 51))
     page = (own / "run" / "curves.html").read_text()
@@ -98,6 +97,13 @@ def test_train_a_task(tmp_path, capsys):
     assert "held-out data" in told
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert found["accuracy"] > 0.8
+
+
+def test_progress_is_json_where_that_is_asked_for(tmp_path, capsys):
+    assert _main("train", "digits", "--network", "mlp", "--run", tmp_path / "run", "--epochs", 1, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["accuracy"] > 0
+    assert [json.loads(line)["step"] for line in said.err.splitlines()][-1] > 0
 
 
 def test_what_decides_never_looks_at_held_out_data(own):

@@ -186,7 +186,7 @@ def train(
     )
     place = run or Path("runs") / f"train-{Path(model.partition(':')[0]).stem}"
     job = training.Job(**{f.name: words[f.name] for f in fields(training.Job) if f.name in words} | {"run": place})
-    found = training.train(job, settings)
+    found = training.train(job, settings, as_json=json_)
     if json_:
         print(json.dumps(found, indent=1))
     else:

@@ -16,7 +16,7 @@ from hasten.applying import Columns
 from hasten.core import folder
 from hasten.core.child import Child
 from hasten.core.data import View
-from hasten.core.errors import DataRefused, StorageError, UsageError
+from hasten.core.errors import ChildRaised, DataRefused, StorageError, UsageError
 from hasten.core.recipe import Recipe
 from hasten.core.runner import Runner
 from hasten.distributed import parcels, shards
@@ -55,7 +55,7 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
         starts = _hands(asked, stack)
         watch.stage("load", "reading the data")
         given = [g if (packed := _packed(g)) is None else packed for g in (network, against) if g is not None]
-        task = _read(work, data, asked.columns, next(filter(None, map(_classes, given)), []))
+        task = _read(work, data, asked.columns, _recorded(given, "class_names"), _recorded(given, "input_names"))
         view = View.load(work / "views" / "train")
         judging.early(view, asked, alone=against is None)
         noisy = judging.noisy(view, asked)
@@ -68,7 +68,10 @@ def evaluate(network: Any, data: Any, *, against: Any = None, asked: Asked | Non
             watch.stage("score", f"running {names[at]}")
             began = time.monotonic()
             batch = fixed or asked.batch
-            answers.append(shards.outputs(starts(package, batch), view.inputs, batch=batch, progress=watch.progress))
+            try:
+                answers.append(shards.outputs(starts(package, batch), view.inputs, batch=batch, progress=watch.progress))
+            except ChildRaised as why:
+                raise DataRefused(f"{names[at]} fails on some of the examples: {why}; is every value one that it takes?") from why
             seconds.append(time.monotonic() - began)
             if noisy:
                 watch.stage("noise", f"running {names[at]} on inputs with noise")
@@ -111,11 +114,11 @@ def _hands(asked: Asked, stack: contextlib.ExitStack) -> Starts:
     return starts
 
 
-def _read(work: Path, data: Any, columns: Columns, classes: list[str]) -> dict[str, Any]:
-    """Reads the data into the one view of the work folder; names of classes get their places in `classes`, where there are some."""
+def _read(work: Path, data: Any, columns: Columns, classes: list[str], inputs: list[str]) -> dict[str, Any]:
+    """Reads the data into the one view of the work folder; names of classes and inputs get their places in these, where there are some."""
     from hasten import prepare
 
-    words: dict[str, Any] = {"run": str(work), "target": columns.target, "group": columns.group, "classes": classes}
+    words: dict[str, Any] = {"run": str(work), "target": columns.target, "group": columns.group, "classes": classes, "inputs": inputs}
     if not isinstance(data, (str, Path)):
         return prepare.read_whole(data=data, **words)
     if not Path(data).exists():
@@ -163,10 +166,10 @@ def _packed(network: Any) -> _Packed | None:
     return _Packed(place=place, record=next((json.loads(file.read_text()) for file in records if file.exists()), {}))
 
 
-def _classes(network: Any) -> list[str]:
-    """The names of the classes in the order of their numbers, as far as the report of an artifact tells."""
-    names = [str(c["name"]) for c in network.record.get("classes") or []] if isinstance(network, _Packed) else []
-    return [] if all(n.isdigit() for n in names) else names
+def _recorded(networks: Sequence[Any], what: str) -> list[str]:
+    """Names in their order from the first report of an artifact that tells them."""
+    found = ([str(name) for name in n.record.get(what) or ()] for n in networks if isinstance(n, _Packed))
+    return next(filter(None, found), [])
 
 
 def _package(work: Path, at: int, network: Any, task: dict[str, Any], score: str | None) -> tuple[Path, int | None]:

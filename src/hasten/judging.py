@@ -165,7 +165,10 @@ def early(view: View, asked: Asked, *, alone: bool) -> None:
     """Raises UsageError on what needs no answers to be known: a score of labels or of another network, and there are none."""
     name = asked.columns.score
     if name is None and alone and view.labels is None:
-        raise UsageError("without labels one network is held against another: give labels, or the other one with --against")
+        raise UsageError(
+            "the data names no labels (y, label, labels or target), and without them one network is held against another: say with "
+            "--target where the labels are, or give the other network with --against"
+        )
     score = None if name is None else scores.by_name(name)
     if score is not None and score.target == "original" and alone:
         raise UsageError(f"the score {score.name} holds one network against another: give the other one with --against")

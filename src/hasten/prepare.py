@@ -55,7 +55,11 @@ def read_and_cut(
 def cut(run: Path, data: Any, prove: Any, *, seed: int, max_drop: float) -> dict[str, Any]:
     """Cuts what was read into views under `run/views`."""
     from hasten.load import split
+    from hasten.load.examples import Loaded
+    from hasten.load.naming import arranged
 
+    if isinstance(data, Loaded) and isinstance(prove, Loaded):
+        prove = arranged(prove, data.names)
     parts = split.split(data, prove, seed=seed, max_drop=max_drop)
     for name in ("select", "prove"):
         if len(getattr(parts, name)) < _FEWEST:
@@ -96,22 +100,24 @@ def keep_back(run: Path, data: Any, *, seed: int) -> dict[str, Any]:
     return {"examples": examples, "notes": list(data.notes), "inputs": list(data.names), **_learning(train, parts.select)}
 
 
-def read_file(*, run: str, data: str, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
+def read_file(*, run: str, data: str, target: str | None, group: str | None, classes: list[str], inputs: list[str]) -> dict[str, Any]:
     """Reads data files for `evaluate`."""
     with room_for(data):
-        return read_whole(run=run, data=data, target=target, group=group, classes=classes)
+        return read_whole(run=run, data=data, target=target, group=group, classes=classes, inputs=inputs)
 
 
-def read_whole(*, run: str, data: Any, target: str | None, group: str | None, classes: list[str]) -> dict[str, Any]:
+def read_whole(*, run: str, data: Any, target: str | None, group: str | None, classes: list[str], inputs: list[str]) -> dict[str, Any]:
     """Reads data into the one view under `run/views` that networks are opened on, and a few rows for what calibrates nothing.
 
-    Labels that are names get their places in `classes`, where there are some.
+    Labels that are names get their places in `classes`, inputs theirs in `inputs`, where there are some.
     """
     from hasten.load.data import read
+    from hasten.load.naming import arranged
 
     loaded = read(data, target=target, group=group)
     if loaded.classes and classes and not isinstance(data, View):
         loaded = read(data, target=target, group=group, classes=tuple(classes))
+    loaded = arranged(loaded, inputs)
     with folder.new_folder(Path(run) / "views") as fresh:
         loaded.view.save(fresh / "train")
         loaded.view.take(slice(0, _EXAMPLE)).save(fresh / "calibrate")
@@ -160,27 +166,36 @@ def check_saved(*, run: str, score: str | None, highest_label: int | None) -> di
 def admit(run: Path, network: Network, score: str | None, highest_label: int | None) -> dict[str, Any]:
     """Runs the network on its example, checks labels against its outputs, chooses the score, saves it as the original."""
     from hasten.load import files, saved
-    from hasten.load.lower import forward
+    from hasten.load.lower import forward, reason
     from hasten.measure import scores
 
     network = files.check_forward(network)
     size = network.fixed_batch or _LOOK
     train = View.load(run / "views" / "train").take(slice(0, size))
     rows, labels = tuple(np.array(a) for a in train.inputs), train.labels
-    outputs = piecewise(lambda *full: forward(network, full), rows, size) if network.fixed_batch else forward(network, rows)
-    if highest_label is not None and outputs[0].ndim == 2 and 1 < outputs[0].shape[1] <= highest_label:
+    try:
+        outputs = piecewise(lambda *full: forward(network, full), rows, size) if network.fixed_batch else forward(network, rows)
+    except HastenError:
+        raise
+    except Exception as why:  # a network can raise anything; it ran on the example
         raise DataRefused(
-            f"the network has {outputs[0].shape[1]} outputs, so labels must be in [0, {outputs[0].shape[1]}), got {highest_label}; "
-            "do the labels start at 1?"
+            f"the network runs on the first examples and fails on the first {len(rows[0])}: {reason(why)}; "
+            "is every value one that it takes, such as a token id below the size of the embedding?"
+        ) from why
+    if highest_label is not None and outputs[0].ndim == 2 and 1 < outputs[0].shape[1] <= highest_label:
+        hint = "; do the labels start at 1?" if highest_label == outputs[0].shape[1] else ""
+        raise DataRefused(
+            f"the network has {outputs[0].shape[1]} outputs, so labels must be in [0, {outputs[0].shape[1]}), got {highest_label}{hint}"
         )
     chosen = scores.choose(labels, outputs, name=score)
+    notes = [*network.notes, *([f"scored is the first of {len(outputs)} outputs"] if len(outputs) > 1 else [])]
     with folder.new_folder(run / ORIGINAL) as fresh:
         saved.save(network, fresh / "network")
     return {
         "kind": network.kind,
         "architecture": architecture(network),
         "imported": network.source is not None,
-        "network_notes": list(network.notes),
+        "network_notes": notes,
         "fixed_batch": network.fixed_batch,
         "score": {"name": type(chosen).__name__, **dataclasses.asdict(chosen)},  # type: ignore[call-overload]
         "score_name": chosen.name,

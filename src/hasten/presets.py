@@ -14,6 +14,7 @@ from hasten.compress import (
     FoldLinear,
     PruneBlocks,
     PruneStructure,
+    QuantizeAware,
     QuantizeDynamic,
     QuantizeMixed,
     QuantizeStatic,
@@ -30,8 +31,18 @@ from hasten.train import Distil, FineTune
 Effort = Literal["quick", "normal", "thorough"]
 
 _QUICK: tuple[type[Step], ...] = (QuantizeStatic, QuantizeDynamic)
-_NORMAL: tuple[type[Step], ...] = (*_QUICK, FoldBatchNorm, FoldBranches, FoldLinear, FineTune, PruneStructure, PruneBlocks)
-_THOROUGH: tuple[type[Step], ...] = (*_NORMAL, Distil, FactorizeConv, FactorizeLinear, QuantizeMixed)
+_NORMAL: tuple[type[Step], ...] = (
+    *_QUICK,
+    FoldBatchNorm,
+    FoldBranches,
+    FoldLinear,
+    FineTune,
+    QuantizeAware,
+    QuantizeMixed,
+    PruneStructure,
+    PruneBlocks,
+)
+_THOROUGH: tuple[type[Step], ...] = (*_NORMAL, Distil, FactorizeConv, FactorizeLinear)
 _SMALL: tuple[type[Step], ...] = (QuantizeWeights, StoreHalf)
 _STEPS: dict[Effort, tuple[type[Step], ...]] = {"quick": _QUICK, "normal": _NORMAL, "thorough": _THOROUGH}
 _TRAININGS: dict[Effort, int] = {"quick": 0, "normal": 5, "thorough": 12}

@@ -63,8 +63,8 @@ class Job:
     standardize: bool = False
 
 
-def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str, Any]:
-    """Trains, writes the run folder, and says what came out.
+def train(job: Job, settings: Fit, *, stream: IO[str] | None = None, as_json: bool = False) -> dict[str, Any]:
+    """Trains, writes the run folder, and says what came out; the progress goes to `stream`, usually standard error.
 
     Raises:
         UsageError: words that cannot be used.
@@ -74,7 +74,7 @@ def train(job: Job, settings: Fit, *, stream: IO[str] | None = None) -> dict[str
     view, validation, of = _data(job, settings)
     module = initial.standardized(_network(job), view) if job.standardize else _network(job)
     board = TensorBoard(job.run / "tensorboard") if job.tensorboard else None
-    watch: list[Watcher] = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr), *([board] if board else [])]
+    watch: list[Watcher] = [Log(job.run / "log.jsonl"), Line(stream or sys.stderr, as_json=as_json), *([board] if board else [])]
     trainer = Trainer(
         settings=settings,
         validation=validation,
@@ -95,10 +95,12 @@ class Line:
 
     Args:
         stream: usually standard error.
+        as_json: one JSON object per line, the record, for programs.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream, self._terminal, self._said = stream, stream.isatty(), -1e9
+    def __init__(self, stream: IO[str], *, as_json: bool = False) -> None:
+        self._stream, self._as_json, self._said = stream, as_json, -1e9
+        self._terminal = stream.isatty() and not as_json
 
     def __call__(self, record: Record) -> None:
         """Says where the training stands."""
@@ -109,7 +111,7 @@ class Line:
         if self._terminal:
             print(f"\r\x1b[K{told(record)}", end="\n" if last else "", file=self._stream, flush=True)
         else:
-            print(told(record), file=self._stream, flush=True)
+            print(record.to_json() if self._as_json else told(record), file=self._stream, flush=True)
 
 
 def told(record: Record) -> str:

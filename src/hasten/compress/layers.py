@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from hasten.core.names import check_met, meets
 from hasten.core.names import nearest as nearest
@@ -29,6 +30,8 @@ def own_copy(network: Network) -> nn.Module:
 def lifted(network: Network) -> fx.GraphModule:
     """The module of `network` in its lifted form, in eval mode: a copy where it has that form already, else exported first.
 
+    Weights that are computed from others (weight norm, spectral norm, `torch.nn.utils.parametrize`) are what they come to.
+
     Raises:
         Unsupported: naming why torch.export cannot follow the module.
     """
@@ -37,7 +40,26 @@ def lifted(network: Network) -> fx.GraphModule:
         assert isinstance(made, fx.GraphModule)
         return made.eval()
     with quiet():
-        return lift(export_program(network))
+        return lift(export_program(settled(network)[0]))
+
+
+def settled(network: Network) -> tuple[Network, int]:
+    """The network with plain weights instead of parametrized ones, and how many there were."""
+    if not any(parametrize.is_parametrized(m) for m in network.module.modules()):
+        return network, 0
+    module = copy.deepcopy(network.module).eval()
+    found = 0
+    for part in [m for m in module.modules() if parametrize.is_parametrized(m)]:
+        with torch.no_grad():
+            values = {name: getattr(part, name).detach().clone() for name in part.parametrizations}  # type: ignore[union-attr]
+        learns = {name: any(p.requires_grad for p in part.parametrizations[name].parameters()) for name in values}  # type: ignore[index,union-attr]
+        # Not remove_parametrizations: it deletes from the class, which the copy shares with the user's layer.
+        part.__class__ = part.__class__.__bases__[0]
+        del part.parametrizations
+        for name, value in values.items():
+            part.register_parameter(name, nn.Parameter(value, requires_grad=learns[name]))
+        found += len(values)
+    return network.with_body(module), found
 
 
 def is_lifted(module: nn.Module) -> bool:

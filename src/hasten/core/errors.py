@@ -67,6 +67,10 @@ class ChildFailed(HastenError):
     """Code in a guarded child process raised, crashed, hung or outgrew its memory."""
 
 
+class ChildRaised(ChildFailed):
+    """Code in a guarded child raised what is no error of ours; the child lives on."""
+
+
 class WorkerLost(ChildFailed):
     """A machine or its worker went away in the middle of its work; another one may do it."""
 
@@ -85,10 +89,10 @@ def named(name: str, message: str) -> HastenError:
     >>> named("Unsupported", "no convolution")
     Unsupported('no convolution')
     >>> named("KeyError", "'w'")
-    ChildFailed("KeyError: 'w'")
+    ChildRaised("KeyError: 'w'")
     """
     found = {cls.__name__: cls for cls in _tree(HastenError)}.get(name)
-    return found(message) if found else ChildFailed(f"{name}: {message}")
+    return found(message) if found else ChildRaised(f"{name}: {message}")
 
 
 def one_line(text: str) -> str:

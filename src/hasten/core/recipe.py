@@ -104,7 +104,10 @@ class Step(Protocol):
         stage: its place in a recipe.
         lossless: the outputs stay equal up to rounding of the last digits.
         aims: what it can improve; the search tries a step that aims at the score alone only where score was lost.
-        reads_profile: its result depends on the engine that follows.
+        reads_profile: its result depends on the engine that follows; a step that aims at the score and reads it makes ready for the
+            number format behind it, one that does not wins back what was lost in front of it.
+        instead_of: may be missing; the kind that this one is a gentler form of. The search tries it where that one is fast and loses
+            too much.
     """
 
     takes: ClassVar[Kind]

@@ -68,6 +68,11 @@ class Interval(_Json):
         """Whether a speed-up is shown: the low end lies above 1.02."""
         return self.low > 1.02
 
+    @property
+    def vague(self) -> bool:
+        """Whether its ends lie further apart than a factor of two: then the estimate says nothing."""
+        return self.high > 2 * self.low
+
 
 @_value
 class Latency(_Json):
@@ -307,6 +312,8 @@ class Report(_Json):
     ledger: tuple[LedgerLine, ...] = ()
     findings: tuple[Finding, ...] = ()
     classes: tuple[ClassChange, ...] = ()
+    class_names: tuple[str, ...] = ()
+    input_names: tuple[str, ...] = ()
     openings: tuple[Opening, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()

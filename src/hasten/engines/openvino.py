@@ -128,7 +128,7 @@ class OpenVINO:
             # Converting would compute what is constant and widen what is stored in 16 bits; reading leaves it for the loading.
             model = openvino.Core().read_model(source)
         except Exception as why:
-            raise Unsupported(f"OpenVINO cannot read this graph: {str(why).splitlines()[-1][:200]}") from why
+            raise Unsupported(f"OpenVINO cannot read this graph: {_last_words(why)}") from why
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
         source.unlink()
         if self.packed:
@@ -154,6 +154,11 @@ class OpenVINO:
 
 
 @functools.cache
+def _last_words(why: Exception) -> str:
+    lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(why).__name__
+
+
 def _here() -> tuple[str, ...]:
     """Kinds of devices, without the number behind each."""
     import openvino

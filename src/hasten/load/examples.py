@@ -89,7 +89,7 @@ def roles(names: Sequence[str], naming: Naming, *, where: str) -> tuple[list[str
     if target is None:
         likely = [name for name in names if name.lower() in _LABEL_NAMES and name != naming.group]
         if len(likely) > 1:
-            raise UsageError(f"{where} has {listed(likely)}, each of which could be the labels; say which with `target`")
+            raise UsageError(f"{where} has {listed(likely)}, each of which could be the labels; say which with --target")
         target = likely[0] if likely else None
     inputs = [name for name in names if name not in (target, naming.group)]
     if not inputs:
@@ -221,13 +221,17 @@ def check_growth(size_bytes: int, file_bytes: int, what: str) -> None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Up to ten names for a message.
+    """Up to ten names for a message, the last ones among them: labels often come last.
 
     >>> listed(["a", "b"])
     'a, b'
+    >>> listed([f"f{i}" for i in range(20)] + ["species"])
+    'f0, f1, f2, f3, f4, f5, f6, …, f19, species (21 in all)'
     """
-    shown = ", ".join(str(name) for name in names[:10])
-    return f"{shown}, … ({len(names)} in all)" if len(names) > 10 else shown or "none"
+    shown = [str(name) for name in names]
+    if len(shown) > 10:
+        return f"{', '.join([*shown[:7], '…', *shown[-2:]])} ({len(shown)} in all)"
+    return ", ".join(shown) or "none"
 
 
 def _check_lengths(inputs: Sequence[Array], labels: Array | None, groups: Array | None) -> None:
@@ -263,9 +267,12 @@ def _labels(array: Array, classes: tuple[str, ...] | None) -> tuple[Array, tuple
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(array, dtype=np.float32)
         _check_finite(values, "the labels")
-        whole = values.ndim == 1 and bool((values == np.round(values)).all())
-        note = "the labels are floats and were taken as values, though all are whole; store classes as integers"
-        return values, None, (note,) if whole else ()
+        note = ""
+        if values.ndim == 1 and (values == np.round(values)).all():
+            note = "the labels are floats and were taken as values, though all are whole; store classes as integers"
+        elif values.ndim == 2 and values.shape[1] > 1 and np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all():
+            note = "the labels are floats and were taken as values, though they look one-hot; for classes give labels.argmax(1)"
+        return values, None, (note,) if note else ()
     if array.ndim > 1:
         raise DataRefused(
             f"class labels must be one number for each example, shape (n,), got shape {array.shape}; "
@@ -285,7 +292,7 @@ def _check_classes(codes: Array) -> None:
     if len(negative):
         raise DataRefused(
             f"class labels must be 0 or above, got {int(codes[negative[0]])} "
-            f"({_count(len(negative), len(codes))}, the first is example {negative[0]})"
+            f"({_count(len(negative), len(codes))}, the first is example {negative[0]}); for values give floats"
         )
     if codes.min() == codes.max():
         raise DataRefused(f"the labels must name at least two classes, got {int(codes[0])} for every example")

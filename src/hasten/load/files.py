@@ -27,6 +27,7 @@ from hasten.load.guards.places import room_for
 from hasten.load.kinds import kind_of
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, shorter
+from hasten.load.naming import graph_in_order, module_in_order, said
 from hasten.load.source import Source
 from hasten.load.turning import batch_first, outputs_batch_first
 
@@ -43,7 +44,8 @@ def open_network(model: str | Path | Source, example: Arrays | None = None, name
     Args:
         model: see `Source`; a Python file is the user's own code and is run, no code runs from any other file.
         example: one array per input.
-        names: of these arrays. A network of Python code gets them by keyword where its `forward` has such arguments.
+        names: of these arrays. A network of Python code gets them by keyword where its `forward` has such arguments; the inputs of a
+            `.pt2` or of a graph are put in their order where they have the same names.
 
     Raises:
         UsageError: if there is no such file.
@@ -63,16 +65,16 @@ def open_network(model: str | Path | Source, example: Arrays | None = None, name
 
         return check_forward(open_folder(path, example, names))
     if kind == "program":
-        return check_forward(_lifted(open_program(path), example))
+        return check_forward(_lifted(open_program(path), example, names))
     if kind == "torchscript":
         from hasten.load.torchscript import open_script
 
         return check_forward(_lifted(open_script(path, example, source.pins), example))
     if kind == "onnx":
-        return _graph(open_graph(path), source, example)
+        return _graph(open_graph(path), source, example, names)
     from hasten.load.frameworks import to_graph
 
-    return _graph(to_graph(path, kind), source, example)
+    return _graph(to_graph(path, kind), source, example, names)
 
 
 def _scripted(source: Source, example: Arrays | None, names: Sequence[str]) -> Network:
@@ -80,7 +82,7 @@ def _scripted(source: Source, example: Arrays | None, names: Sequence[str]) -> N
     from hasten.load.weights import fill, read_weights
 
     module = from_script(Path(source.path), source.name)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = (f"no weights were given: those that {source} comes with are taken",)
     if source.weights is not None:
         notes = fill(module, read_weights(Path(source.weights)), Path(source.weights).name)
     if example is None:
@@ -88,18 +90,23 @@ def _scripted(source: Source, example: Arrays | None, names: Sequence[str]) -> N
     return replace(from_module(module, example, names), notes=notes)
 
 
-def _lifted(program: torch.export.ExportedProgram, example: Arrays | None) -> Network:
+def _lifted(program: torch.export.ExportedProgram, example: Arrays | None, names: Sequence[str] = ()) -> Network:
     body = lift(program)
     inputs, sizes = program_inputs(program)
+    notes: tuple[str, ...] = ()
+    if len(inputs) == len(names) and (order := module_in_order(body, names)):
+        inputs, sizes = tuple(inputs[at] for at in order), tuple(sizes[at] for at in order)
+        notes = (said(names),)
     fixed = body.meta["fixed_batch"]
     if fixed is None:
         inputs = tuple(replace(i, shape=(None, *i.shape[1:])) for i in inputs)
     rows = fitted(inputs, sizes, fixed, example)
-    return Network(kind="module", body=body, example=rows, fixed_batch=fixed, open_axes=open_axes(inputs))
+    return Network(kind="module", body=body, example=rows, fixed_batch=fixed, open_axes=open_axes(inputs), notes=notes)
 
 
-def _graph(body: onnx.ModelProto, source: Source, example: Arrays | None) -> Network:
+def _graph(body: onnx.ModelProto, source: Source, example: Arrays | None, names: Sequence[str]) -> Network:
     body, notes = batch_first(pinned(body, source.pins))
+    notes += graph_in_order(body, names)
     inputs = graph_inputs(body)
     firsts = {i.shape[0] for i in inputs}
     fixed = firsts.pop() if len(firsts) == 1 else None

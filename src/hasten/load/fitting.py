@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasten.core.data import Array
 from hasten.core.errors import DataRefused, ModelRefused
 from hasten.core.network import Arrays
 from hasten.load.batch import random_tensor
@@ -51,16 +52,36 @@ def fitted(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None, example: 
     expected = "; ".join(str(i) for i in inputs)
     came = "; ".join(f"{a.dtype} {a.shape}" for a in example)
     if len(example) != len(inputs):
-        raise DataRefused(f"the network takes {len(inputs)} inputs ({expected}), got {len(example)} ({came})")
+        hint = "; is one of them the labels? Say which with --target" if len(example) > len(inputs) else ""
+        raise DataRefused(f"the network takes {len(inputs)} inputs ({expected}), got {len(example)} ({came}){hint}")
     if fixed is not None:
         if not len(example[0]):
             raise DataRefused(f"the network takes batches of exactly {fixed}, got no row to fill one with")
         example = tuple(np.ascontiguousarray(a[np.arange(fixed) % len(a)]) for a in example)
     for one, array in zip(inputs, example, strict=True):
-        fits = len(array.shape) == len(one.shape) and all(s in (None, a) for s, a in zip(one.shape, array.shape, strict=True))
-        if not fits or array.dtype != one.dtype:
-            raise DataRefused(f"input {one.name} must be {one}, got {array.dtype} {array.shape}")
+        if not _same(one.shape, array.shape) or array.dtype != one.dtype:
+            raise DataRefused(f"input {one.name} must be {one}, got {array.dtype} {array.shape}{_way_out(one, array)}")
     return example
+
+
+def _way_out(one: Input, array: Array) -> str:
+    """What would make the array fit, where that can be told."""
+    if len(array.shape) == len(one.shape) and array.dtype != one.dtype and array.dtype.kind in "iu" and one.dtype.kind in "iu":
+        return f"; store it as {one.dtype}: array.astype('{one.dtype}')"
+    if array.ndim == 4 and _same(one.shape, (array.shape[0], array.shape[3], *array.shape[1:3])):
+        scaled = ", in floats and scaled as in training" if array.dtype != one.dtype else ""
+        return f"; the channels lie last: array.transpose(0, 3, 1, 2){scaled}"
+    if len(array.shape) == len(one.shape) - 1 and _same(one.shape, (array.shape[0], 1, *array.shape[1:])):
+        return "; an axis of one channel is missing: array[:, None]"
+    if array.dtype == np.uint8 and one.dtype.kind == "f" and _same(one.shape, array.shape):
+        return "; turn the pixels into floats, scaled as in training"
+    if array.ndim == 2 and one.shape[1:] and one.shape[1] is not None and array.shape[1] > one.shape[1]:
+        return f"; the data has {array.shape[1] - one.shape[1]} columns too many"
+    return ""
+
+
+def _same(shape: tuple[int | None, ...], other: tuple[int, ...]) -> bool:
+    return len(shape) == len(other) and all(s in (None, o) for s, o in zip(shape, other, strict=True))
 
 
 def _made_up(inputs: tuple[Input, ...], sizes: Sizes, fixed: int | None) -> Arrays:

@@ -20,6 +20,13 @@ from hasten.load.batch import free_batch
 from hasten.load.layers import Layer, arguments, read, unpacked
 
 _CHECKS = ("_assert", "sym_constrain", "_check", "assert_", "sym_constrain_range")
+_ATEN = torch.ops.aten
+_FILLED = {
+    _ATEN.zeros.default: _ATEN.new_zeros.default,
+    _ATEN.ones.default: _ATEN.new_ones.default,
+    _ATEN.full.default: _ATEN.new_full.default,
+    _ATEN.empty.memory_format: _ATEN.new_empty.default,
+}
 _OWN = frozenset(dir(fx.GraphModule)) | {"graph", "meta", "training"}
 
 
@@ -44,6 +51,7 @@ def lift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     for node in [n for n in graph.nodes if n.op == "get_attr" and n.users]:
         _refuse_state(node, tensors)
         _place(root, node.target, tensors[str(node.target)])
+    _fill_by_example(graph)
     graph.lint()
     lifted = fx.GraphModule(root, graph, "Lifted")
     for parameter in lifted.parameters():
@@ -54,6 +62,21 @@ def lift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     for node in lifted.graph.nodes:
         node.meta = {}  # shapes of the export, no longer true
     return lifted
+
+
+def _fill_by_example(graph: fx.Graph) -> None:
+    """Makes tensors of a size that hangs on an input by way of that input: a saved module is traced again when it is read, and
+    `zeros([1, n])` with an n of its own cannot be traced."""
+    first = next(n for n in graph.nodes if n.op == "placeholder")
+    for node in [n for n in graph.nodes if n.target in _FILLED and any(isinstance(size, fx.Node) for size in n.args[0])]:
+        kept = {name: value for name, value in node.kwargs.items() if name in ("dtype", "layout", "device", "pin_memory")}
+        value = node.meta.get("val")
+        kept["dtype"] = kept.get("dtype") or (value.dtype if isinstance(value, Tensor) else torch.float32)
+        with graph.inserting_before(node):
+            made = graph.call_function(_FILLED[node.target], (first, *node.args), kept)
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def _static_batch(graph: fx.Graph) -> int | None:

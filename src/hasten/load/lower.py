@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
 from hasten.core.errors import Unsupported
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 OPSET = 18  # what torch's exporter writes natively; every later one is its conversion
 TOLERANCE = 1e-4
 _EXPORTER_FOLDS = 8192  # elements
+_AVERAGES = frozenset(getattr(torch.ops.aten, f"adaptive_avg_pool{axes}d").default for axes in (1, 2, 3))
 
 
 def lower(network: Network) -> Network:
@@ -77,9 +82,9 @@ def _export(network: Network) -> onnx.ModelProto:
     count = len(network.example)
     outputs = len(forward(network, network.example))
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _Straight():
             program = torch.onnx.export(
-                network.module,
+                _straightened(network.module),
                 tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
                 dynamo=True,
                 dynamic_shapes=dynamic_shapes(network),
@@ -98,6 +103,27 @@ def _export(network: Network) -> onnx.ModelProto:
     # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
     del graph.graph.value_info[:]
     return graph
+
+
+class _Straight(TorchFunctionMode):
+    """Averages over all positions see their input in the usual layout: of another one the exporter writes what becomes of its strides."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d):
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _straightened(module: nn.Module) -> nn.Module:
+    """The same for a graph of calls, on a copy that shares its weights."""
+    if not isinstance(module, fx.GraphModule) or not any(n.target in _AVERAGES for n in module.graph.nodes):
+        return module
+    found = fx.GraphModule(module, copy.deepcopy(module.graph)).train(module.training)
+    for node in [n for n in found.graph.nodes if n.target in _AVERAGES]:
+        with found.graph.inserting_before(node):
+            node.replace_input_with(node.args[0], found.graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],)))
+    found.recompile()
+    return found
 
 
 def dynamic_shapes(network: Network) -> tuple[Any, ...] | None:
@@ -147,7 +173,10 @@ def shorter(network: Network) -> Arrays:
 
 
 def _compare(network: Network, graph: onnx.ModelProto, example: Arrays) -> None:
-    expected = forward(network, example)
+    try:
+        expected = forward(network, example)
+    except Exception as why:  # a network can raise anything
+        raise Unsupported(f"the network does not run on inputs of shape {[a.shape for a in example]}: {reason(why)}") from why
     try:
         given = run_graph(graph, example)
     except Exception as why:  # onnxruntime's errors share no base class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,10 @@ def from_frame(frame: pd.DataFrame, naming: Naming, *, where: str) -> Loaded:
     _check_columns(columns, where)
     features, target = roles(columns, naming, where=where)
     if target is None:
-        raise UsageError(f"{where} has no column y, label or target; say which column is the `target`: {listed(columns)}")
+        raise UsageError(
+            f"{where} has no column y, label or target; say with --target which column holds the labels: {listed(columns)}"
+            f"{_semicolons(columns)}"
+        )
     if frame.empty:
         raise DataRefused(f"{where} must hold examples, got column names alone")
     wordy = [name for name in features if not types.is_numeric_dtype(frame[name].dtype)]
@@ -66,6 +70,10 @@ def from_frame(frame: pd.DataFrame, naming: Naming, *, where: str) -> Loaded:
         groups=None if naming.group is None else _column(frame[naming.group], where),
         classes=naming.classes,
     )
+
+
+def _semicolons(columns: Sequence[str]) -> str:
+    return "; is it separated by semicolons? Commas or tabs are taken" if len(columns) == 1 and ";" in columns[0] else ""
 
 
 def _check_header(path: Path) -> None:

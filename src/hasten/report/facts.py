@@ -102,9 +102,9 @@ def first_failure(report: Report) -> Certificate | None:
 
 def rows(report: Report) -> tuple[Row, ...]:
     """Every trial in the order of its number."""
-    batch, given = ranking_batch(report), report.baselines.get(AS_GIVEN)
-    base = entry(given.latency_ms, batch) if given else None
-    front = {point.trial: point for point in report.pareto}
+    batch, front = ranking_batch(report), {point.trial: point for point in report.pareto}
+    first = next((t.measurement for t in sorted(report.trials, key=lambda t: t.number) if t.measurement), None)
+    base = entry(first.latency, batch) if first else None
 
     def row(trial: Trial) -> Row:
         measured = trial.measurement

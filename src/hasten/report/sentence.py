@@ -33,7 +33,8 @@ def _result(report: Report, chosen: Chosen) -> str:
 def _plain_engine(report: Report, chosen: Chosen) -> str:
     interval = facts.at_batch(chosen.speedup, facts.headline_batch(report))
     gain = f", {_compared(interval)} as given ({_spread(interval)}){_other_batches(report, chosen)}" if interval else ""
-    return f"{_nothing_faster(report)}: the network comes back unchanged in {chosen.words}{gain}, outputs equal{_hint(report)}."
+    kept = f"The network comes back unchanged in {chosen.words}{gain}, outputs equal"
+    return f"{kept}; no changed one was proved faster within {_limit(report)}{_hint(report)}."
 
 
 def _nothing_faster(report: Report) -> str:
@@ -80,7 +81,13 @@ def _compared(interval: Interval) -> str:
     pace = facts.pace(interval)
     if pace == "no difference shown":
         return f"no difference in speed shown at batch {interval.batch} against"
-    return f"{text.ratio(facts.turned(interval).value)} {pace} at batch {interval.batch} than"
+    return f"{_times(interval)} {pace} at batch {interval.batch} than"
+
+
+def _times(interval: Interval) -> str:
+    """The estimate; of an interval that says little its near end."""
+    turned = facts.turned(interval)
+    return f"at least {text.ratio(turned.low)}" if turned.vague else text.ratio(turned.value)
 
 
 def _spread(interval: Interval) -> str:
@@ -88,7 +95,7 @@ def _spread(interval: Interval) -> str:
 
 
 def _over_plain(interval: Interval) -> str:
-    pace, times = facts.pace(interval), text.ratio(facts.turned(interval).value)
+    pace, times = facts.pace(interval), _times(interval)
     if pace == "faster":
         return f"{times} over the best plain engine"
     if pace == "slower":
@@ -105,7 +112,7 @@ def _other_batches(report: Report, chosen: Chosen) -> str:
 
 def _brief(interval: Interval) -> str:
     pace = facts.pace(interval)
-    return pace if pace == "no difference shown" else f"{text.ratio(facts.turned(interval).value)} {pace}"
+    return pace if pace == "no difference shown" else f"{_times(interval)} {pace}"
 
 
 def _size(report: Report, chosen: Chosen) -> list[str]:

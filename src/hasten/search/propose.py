@@ -1,9 +1,9 @@
 """Which recipe to try next. Knows steps and engines by their class facts and fields alone.
 
 Cheap before dear: (1) race the engines on the unchanged network; (2) put each step that keeps the structure in front of each engine,
-with a step that aims at the score behind it where it loses too much alone, and tune the fastest engines on the unchanged network; (3)
-change the structure, which needs a training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was
-lost, try the steps that aim at it. Before (3) no more than `FIRST` of the time is used.
+a gentler one where it loses too much, and tune the fastest engines on the unchanged network; (3) change the structure, which needs a
+training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was lost, try the steps that aim at it.
+Before (3) no more than `FIRST` of the time is used.
 It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
 run repeats them.
 """
@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from hasten.core.recipe import Engine, Recipe, Space, Stage, Step
-from hasten.search.board import GAIN, Board, Dialogue, insert
+from hasten.search.board import GAIN, LAST_HOPE, Board, Dialogue, insert
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.shape import shape
 
@@ -42,23 +42,27 @@ def propose(
     useful = {kind: space for kind, space in spaces.items() if kind.aims == {"score"} or kind.aims & settings.objective.aims}
     menders = {kind: space for kind, space in useful.items() if kind.aims == {"score"}}
     shaping = {kind: space for kind, space in useful.items() if kind.stage == Stage.STRUCTURE and not kind.lossless and kind not in menders}
+    gentler = {kind: space for kind, space in useful.items() if _instead_of(kind) in useful}
     share = FIRST if shaping and menders and catalogue.trainings else 1.0
     board = Board(settings=settings, share=share, guesses=guesses or {})
     engines = (catalogue.as_given, *(e for e in catalogue.engines if e != catalogue.as_given))
-    yield from board.ask([Recipe((), engine) for engine in engines])
+    yield from board.ask([Recipe((), engine) for engine in engines], whatever=True)
     plain = board.ranked([Recipe((), engine) for engine in engines])
     leaders = [recipe for recipe in plain if board.cost(recipe) <= SLOW * board.cost(plain[0])]
     best = {recipe.engine: recipe for recipe in leaders}
     # What loses something pays most and comes first. Integers change which engine is fastest, so every leader meets them.
     for kind in sorted(useful, key=lambda kind: (kind.lossless, kind.stage, kind.__name__)):
-        if kind not in menders and kind not in shaping:
-            yield from _extend(board, [board.usual(kind), *variations(board.usual(kind), spaces[kind])][:TRIES], best, list(menders))
+        if kind not in menders and kind not in shaping and kind not in gentler:
+            yield from _extend(board, _settings(board, kind, spaces[kind]), best)
+    for kind, space in gentler.items():
+        yield from _spare(board, kind, _settings(board, kind, space))
     for recipe in leaders[:2] if catalogue.tune else ():
         yield from _tune(board, recipe, recipe.engine, recipe.engine.space())
     board.share = 1.0
     least = min(map(board.cost, best.values()), default=0.0)
     near = [recipe for recipe in best.values() if board.cost(recipe) <= SLOW * least]
-    yield from shape(board, shaping, menders, near, catalogue.trainings)
+    behind = {kind: space for kind, space in menders.items() if not kind.reads_profile}
+    yield from shape(board, shaping, behind, near, catalogue.trainings)
     if catalogue.tune:
         yield from _polish(board, spaces, menders)
     if catalogue.trainings:
@@ -105,53 +109,76 @@ def _tune(board: Board, recipe: Recipe, part: Step | Engine, space: Space) -> Di
                 best, current = candidate, changed
 
 
-def _extend(board: Board, steps: Sequence[Step], best: dict[Any, Recipe], menders: Sequence[type[Step]]) -> Dialogue:
+def _settings(board: Board, kind: type[Step], space: Space) -> list[Step]:
+    """The first few settings of a step, the usual one first."""
+    return [board.usual(kind), *variations(board.usual(kind), space)][:TRIES]
+
+
+def _instead_of(kind: type[Step]) -> type[Step] | None:
+    return getattr(kind, "instead_of", None)
+
+
+def _spare(board: Board, kind: type[Step], steps: Sequence[Step]) -> Dialogue:
+    """A gentler kind in the place of the one that is faster than all that a proof is expected of, and loses too much for one."""
+    for recipe in board.ranked(list(board.trials)):
+        strong = next((s for s in recipe.steps if type(s) is _instead_of(kind)), None)
+        if strong is None:
+            continue
+        for step in steps:
+            safe = min((r for r in board.trials if board.promising(r)), key=board.cost, default=None)
+            candidate = replace_part(recipe, strong, step)
+            if candidate in board.trials or (safe and not board.better(recipe, safe)):
+                break
+            yield from board.ask([candidate])
+            if board.promising(candidate):
+                break
+
+
+def _extend(board: Board, steps: Sequence[Step], best: dict[Any, Recipe]) -> Dialogue:
     """The step in the best recipe of each engine; where it pays, later steps build on it. `steps`: its settings, the usual first.
 
     What is lossless most engines do for themselves when they load a network, so it meets the two best only.
     """
     for engine, recipe in list(best.items())[: 2 if steps[0].lossless else None]:
-        for base in _bases(recipe, steps[0], menders):
-            made = yield from _first_hopeful(board, base, recipe, steps, menders)
+        for base in _bases(recipe, steps[0]):
+            made = yield from _first_hopeful(board, base, recipe, steps)
             if made is not None and board.better(made, recipe):
                 best[engine] = made
                 break
 
 
-def _bases(recipe: Recipe, step: Step, menders: Sequence[type[Step]]) -> Iterator[Recipe]:
+def _bases(recipe: Recipe, step: Step) -> Iterator[Recipe]:
     """What a step is put into: the recipe, and the recipe without the lossy steps whose place it would take."""
     yield recipe
-    others = tuple(s for s in recipe.steps if s.stage != step.stage or s.lossless or type(s) in menders)
+    others = tuple(s for s in recipe.steps if s.stage != step.stage or s.lossless)
     if not step.lossless and others != recipe.steps:
         yield Recipe(others, recipe.engine)
 
 
-def _first_hopeful(
-    board: Board, base: Recipe, before: Recipe, steps: Sequence[Step], menders: Sequence[type[Step]]
-) -> Generator[Recipe, Any, Recipe | None]:
-    """The base with the first of the settings that does not lose the score beyond mending, or None."""
-    for candidate in (insert(base, step) for step in steps):
+def _first_hopeful(board: Board, base: Recipe, before: Recipe, steps: Sequence[Step]) -> Generator[Recipe, Any, Recipe | None]:
+    """The base with the first of the settings that gives hope or is no faster; None where all lose the score beyond hope."""
+    for step in steps:
+        candidate = insert(base, step)
         if candidate is None:
             return None
-        made = yield from _mended(board, candidate, before, menders)
-        if made is not None:
-            return made
-    return None
-
-
-def _mended(board: Board, candidate: Recipe, before: Recipe, menders: Sequence[type[Step]]) -> Generator[Recipe, Any, Recipe | None]:
-    """The candidate where its score gives hope or its speed gives none; else with the first mender that brings hope; else None."""
-    if not board.known_hopeless(candidate):
+        if board.known_hopeless(candidate):
+            continue
         yield from board.ask([candidate])
         if board.hopeful(candidate) or not board.better(candidate, before):
             return candidate
-    for kind in menders:
-        longer = None if kind in {type(step) for step in candidate.steps} else insert(candidate, board.usual(kind))
-        if longer is not None:
-            yield from board.ask([longer])
-            if board.hopeful(longer):
-                return longer
     return None
+
+
+def _trained(board: Board, recipe: Recipe, step: Step, space: Space) -> Recipe | None:
+    """The recipe with a training in its place, of as many epochs as there is time for and at most the usual."""
+    lengths = sorted((e for e in space.get("epochs", ()) if e <= step.epochs), reverse=True)  # type: ignore[attr-defined]
+    found = [insert(recipe, dataclasses.replace(step, epochs=e)) for e in lengths] or [insert(recipe, step)]  # type: ignore[type-var]
+    return next((r for r in found if r is None or board.left_s() > board.training_s(r)), None)
+
+
+def _mends(kind: type[Step], lost: Step) -> bool:
+    """Whether a training wins back what a step loses: behind it any, in front of it one that knows what follows."""
+    return kind.reads_profile == (lost.stage > kind.stage)
 
 
 def _repair(board: Board, menders: Mapping[type[Step], Space]) -> Dialogue:
@@ -160,10 +187,11 @@ def _repair(board: Board, menders: Mapping[type[Step], Space]) -> Dialogue:
     # Only what would beat every recipe that loses next to nothing is worth a training.
     safe = min((board.cost(r) for r in board.trials if board.drop(r) <= REPAIR * limit), default=float("inf"))
     untrained = [r for r in board.ranked(list(board.trials)) if not any(type(s) in menders for s in r.steps)]
-    reach = [r for r in untrained if board.hopeful(r) and board.cost(r) * GAIN < safe]
+    reach = [r for r in untrained if board.hopeful(r, LAST_HOPE) and board.cost(r) * GAIN < safe]
     for recipe in [r for r in reach if board.drop(r) > REPAIR * limit][:2]:
         for kind, space in menders.items():
-            first = insert(recipe, kind())
+            able = any(_mends(kind, step) for step in recipe.steps if not step.lossless)
+            first = _trained(board, recipe, kind(), space) if able else None
             if first is None:
                 continue
             yield from board.ask([first])

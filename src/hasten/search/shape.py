@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.core.recipe import Recipe, Space, Stage, Step
-from hasten.search.board import Board, Dialogue, insert
+from hasten.search.board import LAST_HOPE, Board, Dialogue, insert
 
 Shape = tuple[Step, ...]
 LENIENT = 2.5  # times the limit that a short training may lose: a long one brings more back
 SHORT, SHORTS = 0.06, 0.4  # shares of the time: for one short training, and for all of them of what is left
 LONG, ALL = 0.45, 0.85  # shares of what is left: for a long training with another behind it, and for the only one
-LAST_HOPE = 10.0  # times the limit: where nothing came through, the best of the short trainings below this becomes a long one
 _LEAST_EXAMPLES = 3_000  # that a short training sees
 _FINEST = 1 / 16  # of a field's range: settings closer than this are not told apart
 

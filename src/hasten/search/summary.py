@@ -26,7 +26,7 @@ from hasten.core.report import (
 )
 from hasten.core.score import Score
 from hasten.core.store import Store
-from hasten.measure import machine
+from hasten.measure import machine, timing
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.diagnosis import diagnose
@@ -34,6 +34,7 @@ from hasten.search.finals import FinalTiming, Proof
 
 AS_GIVEN = "as given"
 BEST_PLAIN = "best plain engine"
+_ROUNDS = timing.FULL.fewest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,11 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         ledger=tuple(LedgerLine.from_json(line) for line in store.fact("ledger") or ()),
         findings=diagnose(store.fact("survey") or {}, trials, asked, taken.chosen.recipe if taken else None),
         classes=taken.classes if taken else (),
+        class_names=tuple(task.get("classes") or ()),
+        input_names=tuple(task.get("inputs") or ()),
         openings=store.openings(),
         trials=trials,
-        notes=tuple(task.get("notes", ())),
+        notes=(*task.get("notes", ()), *_cautions(asked, trials, taken.chosen if taken else None)),
         batch=batch,
         batches=asked.batches,
         objective=asked.goals,
@@ -156,6 +159,18 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         seconds=store.fact("seconds") or 0.0,
         environment=store.fact("environment") or machine.environment(),
     )
+
+
+def _cautions(asked: Settings, trials: Sequence[Trial], chosen: Chosen | None) -> Iterator[str]:
+    """What weakens the figures, or makes the limit mean little."""
+    score = trials[0].measurement.score if trials and trials[0].measurement else None
+    if score is not None and 0 < abs(score) <= asked.limit.max_drop:
+        yield f"the limit {asked.limit.max_drop:g} is as large as the score of the network as given, {score:.4g}: say --max-drop 5%rel"
+    if chosen and any(gain.vague for gain in chosen.speedup):
+        yield "the times scatter so much that the machine was probably busy: do not rely on the speed-ups, run again with less beside it"
+    launches = min((entry.launches for entry in chosen.latency_ms), default=_ROUNDS) if chosen else _ROUNDS
+    if launches < _ROUNDS:
+        yield f"the final timing had time for {launches} rounds of fresh launches; with more time it has {_ROUNDS}"
 
 
 def pareto(trials: Sequence[Trial], batch: int) -> tuple[ParetoPoint, ...]:

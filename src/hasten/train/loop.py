@@ -48,6 +48,7 @@ AfterStep = Callable[[nn.Module, int, int], bool | None]
 """What is done with (the network in training, step, steps planned) after a step; True ends the training."""
 
 _BY_HAND = "after_step ended it"
+_EXAMPLE = 4  # rows that a network is tried with before it is trained
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,26 +144,27 @@ class Trainer:
                 are of another training.
             RunLocked: another process writes these checkpoints.
         """
-        data = _viewed(data)
-        if self.settings.learning_rate == "auto":
+        data, settings = _viewed(data), self.settings
+        if settings.learning_rate == "auto":
             from hasten.train.rates import choose
 
             return choose(self, module, data)
         if isinstance(data, View):
-            _check(self.settings, data)
+            _check(settings, data)
         place = device_of(self.device)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(seeded(place, self.settings.seed))
+            stack.enter_context(seeded(place, settings.seed))
             stack.enter_context(torch.enable_grad())
             home = trainable(module)[0].device
             student = copy.deepcopy(module).eval().to(place)
-            thaw = freeze(student, self.settings)
+            thaw = freeze(student, settings)
             shown, lesson, steps = self._lesson(student, data, place)
-            forward = stack.enter_context(self.settings.precision.prepared(shown))
-            run = Run(shown, forward, lesson, self.settings, steps)
+            precision = settings.precision.settled(student, lesson.example)
+            forward = stack.enter_context(precision.prepared(shown))
+            run = Run(shown, forward, lesson, replace(settings, precision=precision), steps)
             if self.checkpoints is not None:
                 stack.callback(self.checkpoints.lock().release)
-                _take_up(run, self.checkpoints, _identity(self.settings, shown, data))
+                _take_up(run, self.checkpoints, _identity(settings, shown, data))
             compile_seconds = self._go(run, student)
             run.finish()
             thaw()
@@ -192,18 +194,20 @@ class Trainer:
             index = probe(settings, inputs)
             shown, teacher = watched(settings.hints, student, teacher, tuple(a[index] for a in inputs))
         aim = objective(settings, shown, teacher, inputs, labels)
+        example = tuple(a[:_EXAMPLE].to(place) for a in inputs)
         look = None if self.validation is None else self._look(student, read(self.validation).view, place)
         if not isinstance(data, View):
             _check_stream(settings, stream)
             stream.feed(aim.targets)
             steps = settings.stop.steps or max(1, round(settings.epochs * stream.per_pass))
-            return shown, Lesson(source=stream, aim=aim, generator=generator, look=look), steps
+            return shown, Lesson(source=stream, aim=aim, generator=generator, example=example, look=look), steps
         chances = None
         if settings.balance == "sampling" and aim.targets is not None:
             chances = _chances(aim.targets.values)
         sampler = Sampler(len(data), settings.size(len(data)), generator, chances)
         source = Resident(inputs, sampler, place)
-        return shown, Lesson(source=source, aim=aim, generator=generator, look=look, examples=len(data)), settings.steps(len(data))
+        lesson = Lesson(source=source, aim=aim, generator=generator, example=example, look=look, examples=len(data))
+        return shown, lesson, settings.steps(len(data))
 
     def _look(self, student: nn.Module, view: View, place: torch.device) -> Look:
         """Loss and accuracy on the validation data, without smoothing, weights or hidden values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils import _pytree as tree
 
 from hasten.core.errors import Unsupported
 
@@ -11,9 +12,11 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def outputs_of(module: nn.Module, inputs: Tensors) -> Tensors:
-    """The outputs as a tuple. Raises Unsupported on anything but tensors."""
+    """The tensors among the outputs, nested ones flat, as a tuple. Raises Unsupported where there are none."""
     outputs = module(*inputs)
-    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    if not (isinstance(outputs, (tuple, list)) and outputs and all(isinstance(o, torch.Tensor) for o in outputs)):
-        raise Unsupported(f"training needs a network that returns a tensor or a tuple of tensors, got {type(outputs).__name__}")
-    return tuple(outputs)
+    if isinstance(outputs, torch.Tensor):
+        return (outputs,)
+    found = tuple(leaf for leaf in tree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
+    if not found:
+        raise Unsupported(f"training needs a network that returns tensors, got {type(outputs).__name__}")
+    return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,9 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hasten.core.errors import UsageError
 from hasten.core.names import check_met, meets, patterns
+from hasten.train.outputs import outputs_of
 
 Format = Literal["float32", "bfloat16", "float16"]
 _MMAP_THRESHOLD, _LARGE, _LIMIT = -3, 1 << 20, 32 << 20  # of glibc's mallopt; bytes
+_WIDE = 16  # channels; fewer of them are slower together
 _FLOATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,7 +32,9 @@ class Precision:
     Args:
         format: "bfloat16" and "float16" compute matrix products and convolutions in 16 bits (autocast); with "float16" the
             loss is scaled, and a step whose scaled gradient overflows is left out.
-        channels_last: 4-D inputs and kernels lie with their channels together.
+        channels_last: while training, 4-D inputs and kernels lie with their channels together. None: on a CPU, where all 2-D
+            convolutions that slide have 16 channels or more, for there it is the faster layout (`benchmarks/training_layout.py`),
+            and the network's code bears it.
         checkpoint: patterns of layers whose inner activations are computed again on the way back in the place of being kept,
             or a whole number k: a `Sequential` keeps what passes between runs of k children, of another network every k-th
             child is computed again. Same bytes out, less memory, more time: the allocator also gives large blocks back at once.
@@ -44,7 +49,7 @@ class Precision:
     """
 
     format: Format = "float32"
-    channels_last: bool = False
+    channels_last: bool | None = None
     checkpoint: tuple[str, ...] | int = ()
     compile: bool = False
 
@@ -67,16 +72,24 @@ class Precision:
         """Scales the loss where the format is "float16", else does nothing."""
         return torch.amp.GradScaler(device.type, enabled=self.format == "float16")
 
+    def settled(self, module: nn.Module, inputs: Sequence[torch.Tensor]) -> Precision:
+        """The same with the layout decided. `inputs`: of at least one example each; `module` stays as it is."""
+        if self.channels_last is not None:
+            return self
+        on_cpu = next(module.parameters()).device.type == "cpu"
+        sliding = [m.out_channels for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+        wanted = on_cpu and min(sliding, default=0) >= _WIDE
+        return replace(self, channels_last=wanted and _bears(replace(self, channels_last=True), module, inputs))
+
     def laid_out(self, values: torch.Tensor) -> torch.Tensor:
         """The inputs in the layout that was asked for."""
         return values.contiguous(memory_format=torch.channels_last) if self.channels_last and values.ndim == 4 else values
 
     @contextlib.contextmanager
     def prepared(self, module: nn.Module) -> Iterator[Any]:
-        """What is called in the place of `module`, which stays as it is but for its layout after the block."""
-        if self.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with self._forgetting(module), _giving_back(bool(self.checkpoint)):
+        """What is called in the place of `module`, which is as it was after the block."""
+        layout = _together(module) if self.channels_last else contextlib.nullcontext()
+        with layout, self._forgetting(module), _giving_back(bool(self.checkpoint)):
             yield torch.compile(module) if self.compile else module
 
     def _forgetting(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -91,6 +104,31 @@ class Precision:
         names = [name for name, _ in module.named_modules() if name]
         check_met(self.checkpoint, names)
         return [layer for name, layer in module.named_modules() if name and meets(name, self.checkpoint)]
+
+
+@contextlib.contextmanager
+def _together(module: nn.Module) -> Iterator[None]:
+    """Kernels of 2-D convolutions have their channels together inside: `module.to` refuses where there are kernels of more axes."""
+    apart = [kernel for kernel in module.parameters() if kernel.ndim == 4 and not kernel.is_contiguous(memory_format=torch.channels_last)]
+    for kernel in apart:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for kernel in apart:
+            kernel.data = kernel.data.contiguous()
+
+
+def _bears(precision: Precision, module: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether a copy of the network can be run there and back in that layout: `x.view(n, -1)` behind a convolution cannot."""
+    tried = copy.deepcopy(module)
+    with _together(tried), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            outputs = outputs_of(tried, tuple(map(precision.laid_out, inputs)))
+            torch.autograd.backward([o.sum() for o in outputs if o.requires_grad])
+        except Exception:  # whatever it is, the training itself says it if it is no matter of the layout
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Lesson:
         source: of the batches.
         aim: the loss.
         generator: of every draw that is ours; the source shares it.
+        example: a few rows of the inputs.
         look: at the validation data, or None without.
         examples: in the data, 0 where that is not known.
     """
@@ -49,6 +50,7 @@ class Lesson:
     source: Source
     aim: Objective
     generator: torch.Generator
+    example: Tensors
     look: Look | None = None
     examples: int = 0
 

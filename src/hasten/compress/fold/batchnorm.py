@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,7 @@ def _without(network: Network) -> Network:
 def _pairs(probe: nn.Module, example: Arrays) -> list[_Pair]:
     """What can be folded, each norm once. Runs and traces `probe`, whose forward may leave things behind on it."""
     seen = _Seen(probe, example)
-    graph = _traced(probe)
+    graph = _traced(probe, len(example))
     found = _chained(probe, seen) if graph is None else _wired(probe, graph, seen)
     chosen: dict[str, _Pair] = {}
     for pair in sorted((p for p in found if _foldable(probe, p, seen)), key=lambda p: not p.behind):
@@ -143,12 +144,14 @@ class _Seen:
             self.axes[module] = output.dim()
 
 
-def _traced(module: nn.Module) -> fx.Graph | None:
-    """The graph of the module's calls, or None where its forward depends on values."""
+def _traced(module: nn.Module, given: int) -> fx.Graph | None:
+    """The graph of the module's calls with so many inputs, or None where its forward depends on values."""
     if isinstance(module, fx.GraphModule):
         return module.graph
     try:
-        return fx.Tracer().trace(module)
+        named = [p for p in inspect.signature(module.forward).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+        left_out = {p.name: p.default for p in named[given:]}
+        return fx.Tracer().trace(module, concrete_args=left_out or None)
     except Exception:  # tracing runs the user's forward on stand-ins, which may raise anything
         return None
 

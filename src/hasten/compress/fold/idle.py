@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from hasten.compress import calls
 from hasten.compress.fold.carry import IDLE
 from hasten.compress.fold.compose import geometry
 from hasten.compress.fold.constant import fold_constants
-from hasten.compress.layers import lifted
+from hasten.compress.layers import lifted, settled
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 from hasten.load.lift import lift
-from hasten.load.lower import other_batch, quiet
+from hasten.load.lower import other_batch, quiet, shorter
 from hasten.load.program import export_program
 
 _ATEN = torch.ops.aten
@@ -63,9 +61,9 @@ class FoldIdle:
     def apply(self, network: Network, context: Context) -> Network:
         """The network without them, lifted, in eval mode."""
         del context
-        plain, settled = _settled(network)
+        plain, parametrized = settled(network)
         module = lifted(plain)
-        found = settled + _pads(module) + self._identities(module, network)
+        found = parametrized + _pads(module) + self._identities(module, network)
         before = len(module.graph.nodes)
         names = fold_constants(module)
         found += before - len(module.graph.nodes) if names else 0
@@ -96,30 +94,14 @@ class FoldIdle:
         return found
 
 
-def _settled(network: Network) -> tuple[Network, int]:
-    """The network with plain weights instead of parametrized ones, and how many there were."""
-    if not any(parametrize.is_parametrized(m) for m in network.module.modules()):
-        return network, 0
-    module = copy.deepcopy(network.module).eval()
-    found = 0
-    for part in [m for m in module.modules() if parametrize.is_parametrized(m)]:
-        with torch.no_grad():
-            values = {name: getattr(part, name).detach().clone() for name in part.parametrizations}  # type: ignore[union-attr]
-        learns = {name: any(p.requires_grad for p in part.parametrizations[name].parameters()) for name in values}  # type: ignore[index,union-attr]
-        # Not remove_parametrizations: it deletes from the class, which the copy shares with the user's layer.
-        part.__class__ = part.__class__.__bases__[0]
-        del part.parametrizations
-        for name, value in values.items():
-            part.register_parameter(name, nn.Parameter(value, requires_grad=learns[name]))
-        found += len(values)
-    return network.with_body(module), found
-
-
 def _both(module: fx.GraphModule, network: Network) -> Sequence[dict[fx.Node, Tensor]]:
-    """What passes at two batch sizes, or at the only one."""
-    if network.fixed_batch:
-        return [calls.passing(module, network.example)]
-    return [calls.passing(module, network.example), calls.passing(module, other_batch(network.example))]
+    """What passes at two batch sizes, or at the only one, and where other axes are open at two lengths."""
+    given = [network.example]
+    if not network.fixed_batch:
+        given.append(other_batch(network.example))
+    if any(network.open_axes):
+        given.append(shorter(network))
+    return [calls.passing(module, arrays) for arrays in given]
 
 
 def _packet(node: fx.Node) -> Any:

@@ -214,17 +214,12 @@ def _without(trace: Trace, node: fx.Node, dim: int, index: int | None) -> Axes:
     return Axes(shape, plain, Joint(axes=axes, ids=ids, last=joint.last - (joint.last > dim)))
 
 
-def _total(trace: Trace, node: fx.Node) -> Axes | None:
-    """A sum over an axis: what is zero may be missing."""
-    given = arguments(node)
-    x, shape = trace.whole(node.args[0]), trace.shape(node)
-    dims = given.get("dim")
-    over = (
-        range(len(x.shape)) if not dims and dims != 0 else [d % len(x.shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    )
-    if given.get("keepdim"):
-        return Axes.of(shape, [None if a in over else u for a, u in enumerate(x.plain)])
-    return Axes.of(shape, [u for a, u in enumerate(x.plain) if a not in over])
+def _total(trace: Trace, node: fx.Node) -> Result | None:
+    """A sum over an axis: what is zero may be missing. Each of its results has the axes that are left."""
+    given, x, shape = arguments(node), trace.whole(node.args[0]), trace.shape(node)
+    over = _over(given.get("dim"), len(x.shape))
+    left = [None if a in over else u for a, u in enumerate(x.plain) if given.get("keepdim") or a not in over]
+    return Axes.of(shape, left) if isinstance(shape, tuple) else [Axes.of(one, left) for one in shape]
 
 
 def _over(dims: Any, axes: int) -> list[int]:
@@ -234,18 +229,15 @@ def _over(dims: Any, axes: int) -> list[int]:
 
 
 def _statistic(trace: Trace, node: fx.Node) -> Result | None:
-    """A mean, a maximum, …: the axes that it runs over must stay."""
-    given = arguments(node)
+    """A mean, a maximum, …: the axes that it runs over must stay, the others go through."""
     x = trace.whole(node.args[0])
-    dims = given.get("dim")
-    over = (
-        range(len(x.shape)) if not dims and dims != 0 else [d % len(x.shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    )
-    trace.hold(x, f"{trace.name(node)} runs over it", only=tuple(over))
-    if not isinstance(trace.shape(node), tuple):
-        trace.hold(x, f"{trace.name(node)} gives more than one result")
-        return trace.bare(node)
+    trace.hold(x, f"{trace.name(node)} runs over it", only=tuple(_over(arguments(node).get("dim"), len(x.shape))))
     return _total(trace, node)
+
+
+def _filled(trace: Trace, node: fx.Node) -> Result | None:
+    """A tensor of one value: of its first argument it takes the type and nothing else."""
+    return trace.bare(node)
 
 
 def _along(trace: Trace, node: fx.Node) -> Axes:
@@ -340,6 +332,7 @@ _RULES: dict[str, Rule] = {
     "slice": _slice,
     "select": _select,
     "unbind": _unbind,
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _filled),
     "sum": _total,
     **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum"), _along),

@@ -213,7 +213,10 @@ def _pieces(before: Sequence[int], after: Sequence[int]) -> Iterable[tuple[list[
 
 
 def _together(axes: Axes, run: Sequence[int], units: Units) -> Ids | None:
-    """One unit for each combination of positions along a run of axes, or None where none of them has units."""
+    """One unit for each combination of positions along a run of axes, or None where none of them has units.
+
+    Of several axes that could shrink only the innermost goes on doing so.
+    """
     shape = tuple(axes.shape[i] for i in run)
     found: list[Ids] = []
     for place, axis in enumerate(run):
@@ -225,7 +228,6 @@ def _together(axes: Axes, run: Sequence[int], units: Units) -> Ids | None:
         assert set(joint.axes) <= set(run), "a joint is resolved before a view takes its axes apart"
         sizes = [axes.shape[axis] if axis in joint.axes else 1 for axis in run]
         found.append(np.broadcast_to(joint.ids.reshape(sizes), shape))
-    if len(found) > 1:
-        for ids in found:
-            units.fix(ids.ravel(), "two axes that shrink are merged into one")
-    return found[0] if len(found) == 1 else None
+    for ids in found[:-1]:
+        units.fix(ids.ravel(), "two axes that shrink are merged into one")
+    return found[-1] if found else None

@@ -19,7 +19,7 @@ from hasten.compress.quantize.static import Observer, QuantizeStatic, calibratio
 from hasten.compress.quantize.wiring import Wiring
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
-from hasten.core.recipe import Aim, Context, Profile, Space, Stage
+from hasten.core.recipe import Aim, Context, Profile, Space, Stage, Step
 from hasten.measure.counts import layer_macs
 
 _BATCHES = 8  # of the calibration data that errors are measured on
@@ -54,6 +54,7 @@ class QuantizeMixed:
     lossless: ClassVar[bool] = False
     aims: ClassVar[frozenset[Aim]] = frozenset({"speed", "size"})
     reads_profile: ClassVar[bool] = True
+    instead_of: ClassVar[type[Step]] = QuantizeStatic
 
     floats: float = 0.1
     tolerance: float = 0.0
@@ -93,7 +94,7 @@ class QuantizeMixed:
     def space(cls, network: Network) -> Space:
         """The share in floats."""
         del network
-        return {"floats": (0.1, 0.03, 0.3)}
+        return {"floats": (0.1, 0.3, 0.03)}
 
 
 def sensitivity(wiring: Wiring, profile: Profile, seen: Calibration, *, observer: Observer, keep: tuple[str, ...] = ()) -> dict[str, float]:

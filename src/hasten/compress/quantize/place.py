@@ -18,6 +18,7 @@ from hasten.core.recipe import Profile
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FLOAT_RESULTS = ("Gemm", "MatMul")  # integer products that may hand out floats in every engine
 _ACTIVATIONS = ("Relu", "Clip")
+_EXTREMES = ("ReduceMax", "ReduceMin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Placement:
 def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Placement:
     """The placement for an engine with this profile, leaving the nodes named in `keep` in floats."""
     layers = [n for n in wiring.nodes if n.name not in keep and n.op_type in profile.integer_ops and is_layer(wiring, n)]
+    if compiles(profile):
+        layers = [n for n in layers if not _behind_extreme(wiring, n)]
     plan = _Plan(wiring=wiring, profile=profile, keep=frozenset(keep))
     for layer in layers:
         plan.join(layer)
@@ -73,6 +76,21 @@ def is_layer(wiring: Wiring, node: NodeProto) -> bool:
     if weight is None or weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
         return False
     return all(_one_per_channel(wiring, node, name) for name in node.input[2:] if name)
+
+
+def _behind_extreme(wiring: Wiring, layer: NodeProto) -> bool:
+    """Whether a maximum or minimum comes to the layer with no other layer between: OpenVINO 2026.4 computes it wrong before a pair."""
+    seen, left = set[str](), [layer.input[0]]
+    while left:
+        tensor = left.pop()
+        maker = None if tensor in seen else wiring.maker(tensor)
+        seen.add(tensor)
+        if maker is None or is_layer(wiring, maker):
+            continue
+        if maker.op_type in _EXTREMES:
+            return True
+        left += [name for name in maker.input if name]
+    return False
 
 
 def channel_axis(node: NodeProto) -> int:
