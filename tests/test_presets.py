@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import problems
 from hasten import engines, presets, verbs
+from hasten.core import folder
 from hasten.core.errors import UsageError
+from hasten.core.network import Arrays
 from hasten.core.recipe import Stage
+from hasten.core.report import Latency
+from hasten.core.runner import Runner
 from hasten.measure import timing
 from hasten.verbs import Options
 
@@ -34,6 +40,12 @@ def test_where_the_size_counts_files_are_packed() -> None:
     assert any(getattr(engine, "packed", False) for engine in DEFAULT("graph", goals=("latency", "size")).engines)
 
 
+def _by_size(runner: Runner, _: Arrays, batches: Sequence[int], **__: Any) -> tuple[Latency, ...]:
+    """A clock that no other process disturbs: a millisecond for each kilobyte of the packed network."""
+    ms = folder.size_bytes(runner._folder) / 1000
+    return tuple(Latency(batch=b, p50_ms=ms, p95_ms=ms, calls=1, launches=1, first_call_ms=ms) for b in batches)
+
+
 @pytest.mark.long
 def test_the_search_prunes_trains_and_rounds_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the typed fields of the steps alone: a pruned network is trained before it is judged, and later steps build on it."""
@@ -41,6 +53,7 @@ def test_the_search_prunes_trains_and_rounds_by_itself(tmp_path: Path, monkeypat
     engines = tuple(e for e in whole.engines if type(e).__name__ == "OnnxRuntime")
     monkeypatch.setattr(presets, "default", lambda *_, **__: replace(whole, engines=engines, tune=False, trainings=2))
     monkeypatch.setattr(timing, "FULL", timing.Protocol(fewest=2, most=2, block_ms=5, blocks=2))
+    monkeypatch.setattr(timing, "quick", _by_size)
     inputs = problems.write_files(tmp_path)
     report = verbs.optimize(*inputs, max_drop=0.05, run=tmp_path / "run", options=Options(trials=30))
     finished = [t.words for t in report.trials if t.state == "finished"]
