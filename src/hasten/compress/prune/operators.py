@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from hasten.compress.prune import products
+from hasten.compress.prune import moves, products
 from hasten.compress.prune.trace import Result, Trace
 from hasten.compress.prune.units import Axes, Ids, Joint, reshaped
 from hasten.load.layers import arguments
@@ -289,25 +289,25 @@ def _looked_up(trace: Trace, node: fx.Node) -> Axes | None:
     return Axes.of(shape, (*[None] * (len(shape) - len(rest)), *rest))
 
 
-def _turned(trace: Trace, node: fx.Node) -> Axes:
-    """roll, flip: the axes that are named must stay."""
+def _instance_norm(trace: Trace, node: fx.Node) -> Axes:
+    """Each channel has a mean of its own, so channels go through."""
     given = arguments(node)
-    x = trace.whole(node.args[0])
-    dims = given["dims"] or range(len(x.shape))
-    trace.hold(x, f"{trace.name(node)} turns it", only=tuple(d % len(x.shape) for d in dims))
+    x = trace.whole(given["input"])
+    trace.hold(x, f"{trace.name(node)} takes its mean", only=tuple(range(2, len(x.shape))))
+    for stored in (given.get(name) for name in ("weight", "bias", "running_mean", "running_var")):
+        if trace.is_tensor(stored):
+            trace.units.tie(x.plain[1], trace.whole(stored).plain[0], f"{trace.name(node)} reads it, and it cannot shrink")
     return x
 
 
-def _gated(trace: Trace, node: fx.Node) -> Axes:
-    """glu: the first half times a gate from the second."""
+def _rms_norm(trace: Trace, node: fx.Node) -> Axes:
+    """As a layer norm: the axes that it takes the mean of must stay, the others go through."""
     given = arguments(node)
-    x = trace.whole(node.args[0])
-    dim = given["dim"] % len(x.shape)
-    plain, ids = list(x.plain), x.plain[dim]
-    if ids is not None:
-        plain[dim], gate = np.split(ids, 2)
-        trace.units.tie(plain[dim], gate, "")
-    return Axes.of(trace.shape(node), plain)
+    x, why = trace.whole(given["input"]), f"{trace.name(node)} takes its mean"
+    trace.hold(x, why, only=tuple(range(len(x.shape) - len(given["normalized_shape"]), len(x.shape))))
+    if trace.is_tensor(given.get("weight")):
+        trace.hold(trace.whole(given["weight"]), why)
+    return x
 
 
 _STATISTICS = (
@@ -336,7 +336,7 @@ _RULES: dict[str, Rule] = {
     "sum": _total,
     **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum"), _along),
-    **dict.fromkeys(("roll", "flip"), _turned),
+    **dict.fromkeys(("roll", "flip"), moves.turned),
     "index": _looked_up,
     "where": _pointwise,
     **dict.fromkeys((*_POOLS, *_RESIZES, *_PADS, "max_pool2d_with_indices"), _spatial),
@@ -346,5 +346,11 @@ _RULES: dict[str, Rule] = {
     "linear": products.linear,
     "addmm": products.addmm,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), products.convolution),
-    "glu": _gated,
+    "einsum": products.einsum,
+    "glu": moves.gated,
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), moves.pixels),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), moves.shuffled),
+    "repeat_interleave": moves.repeated,
+    "instance_norm": _instance_norm,
+    "rms_norm": _rms_norm,
 }  # fmt: skip

@@ -86,3 +86,32 @@ def linear(trace: Trace, node: fx.Node) -> Axes | None:
     if trace.is_tensor(given.get("bias")):
         trace.units.tie(weight.plain[0], trace.whole(given["bias"]).plain[0], f"{trace.name(node)} adds to what cannot shrink")
     return Axes.of(trace.shape(node), (*x.plain[:-1], weight.plain[0]))
+
+
+def einsum(trace: Trace, node: fx.Node) -> Axes | None:
+    """einsum: axes of the same letter are tied; a letter that is summed over alone may shrink, for what is zero adds nothing."""
+    given = arguments(node)
+    before, _, after = given["equation"].replace(" ", "").partition("->")
+    terms = before.split(",")
+    if "." in before or not _spelt_out(terms, after):
+        return None
+    operands = [trace.whole(n) for n in given["tensors"]]
+    why = f"{trace.name(node)} multiplies it with what cannot shrink"
+    units = {letter: trace.tie_all(_meeting(letter, terms, operands), why) for letter in "".join(terms)}
+    for value, term in zip(given["tensors"], terms, strict=True):
+        for axis, letter in enumerate(term):
+            if letter in after and sum(letter in other for other in terms) == 1:
+                trace.writes(value, axis)
+    return Axes.of(trace.shape(node), [units[letter] for letter in after])
+
+
+def _spelt_out(terms: list[str], after: str) -> bool:
+    """Whether every letter stands once in a term and the result is named."""
+    return bool(after) and all(len(set(term)) == len(term) for term in terms)
+
+
+def _meeting(letter: str, terms: list[str], operands: list[Axes]) -> list[Ids | None]:
+    """The units of a letter in each operand that has it; an axis of size 1 meets nothing where others are longer."""
+    held = [(term.index(letter), axes) for term, axes in zip(terms, operands, strict=True) if letter in term]
+    longest = max(axes.shape[at] for at, axes in held)
+    return [axes.plain[at] for at, axes in held if axes.shape[at] == longest]

@@ -1,0 +1,96 @@
+"""Structured pruning through the rarer operators: each goes through, and what is left computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.compress import PruneStructure
+from hasten.compress.prune.structure import analyse
+from hasten.load.lower import forward
+from test_prune_structure import given, half, seen
+
+
+class Between(nn.Module):
+    """A layer, what stands between, a layer."""
+
+    def __init__(self, first: nn.Module, what: Callable[[Tensor], Tensor], last: nn.Module, *parts: nn.Module) -> None:
+        super().__init__()
+        self.first, self.what, self.last, self.parts = first, what, last, nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.what(self.first(x)))
+
+
+class Weighted(nn.Module):
+    """Products by `torch.einsum` with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight, self.last = nn.Linear(12, 16), nn.Parameter(torch.randn(16, 4, 8) * 0.2), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("btc,chd->bhtd", F.relu(self.first(x)), self.weight)
+        scores = torch.einsum("bhid, bhjd -> bhij", y, y).softmax(-1)
+        return self.last(torch.einsum("bhij,bhjd->bihd", scores, y).flatten(2))
+
+
+PICTURE, TOKENS = (2, 3, 8, 8), (2, 6, 12)
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
+    "pixel_shuffle": (lambda: Between(nn.Conv2d(3, 32, 3), nn.PixelShuffle(2), nn.Conv2d(8, 4, 1)), PICTURE, {"first": 16, "last": 4}),
+    "pixel_unshuffle": (lambda: Between(nn.Conv2d(3, 8, 1), nn.PixelUnshuffle(2), nn.Conv2d(32, 4, 1)), PICTURE, {"first": 4, "last": 4}),
+    "channel_shuffle": (
+        lambda: Between(nn.Conv2d(3, 16, 3), nn.ChannelShuffle(4), nn.Conv2d(16, 8, 1, groups=2)),
+        PICTURE,
+        {"first": 8},
+    ),
+    "instance_norm": (
+        lambda: Between(nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.Conv2d(16, 4, 1)),
+        PICTURE,
+        {"first": 8},
+    ),
+    "instance_norm with statistics": (
+        lambda: Between(nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, track_running_stats=True), nn.Conv2d(16, 4, 1)),
+        PICTURE,
+        {"first": 8},
+    ),
+    "rms_norm": (
+        lambda: Between(nn.RMSNorm(12), nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)), nn.RMSNorm(12)),
+        TOKENS,
+        {"what.0": 8, "what.2": 12},
+    ),
+    "repeat_interleave": (
+        lambda: Between(nn.Linear(12, 16), lambda x: x.repeat_interleave(2, -1), nn.Linear(32, 3)),
+        TOKENS,
+        {"first": 8},
+    ),
+    "einsum": (Weighted, TOKENS, {"first": 8}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_zero_leaves_without_a_trace(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape, widths = CASES[name]
+    of = given(make(), torch.randn(shape))
+    structure = analyse(of)
+    assert structure.exact(half(structure)) is None
+    silent = of.with_body(structure.silenced(half(structure)))
+    made = PruneStructure(ratio=0.5, multiple=1).apply(silent, seen(silent))
+    for a, b in zip(forward(silent, silent.example), forward(made, silent.example), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(np.abs(a).max())))
+    for layer, width in widths.items():
+        assert len(made.module.get_submodule(layer).weight) == width, layer
+
+
+def test_the_weight_of_a_product_shrinks_as_a_layer_does() -> None:
+    torch.manual_seed(0)
+    of = given(nn.Sequential(Weighted()), torch.randn(TOKENS))
+    made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
+    assert made.get_parameter("0.weight").shape == (8, 4, 4)
+    assert made.get_submodule("0.last").in_features == 16
