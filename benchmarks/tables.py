@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md", "docs/formats.md"))
+PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md", "docs/formats.md", "docs/safety.md"))
 Row = dict[str, Any]
 
 
@@ -83,6 +83,17 @@ def pairs(found: Row) -> Iterable[tuple[str, ...]]:
         yield name, *(str(outcomes.count(kind)) for kind in kinds)
 
 
+def hostile(found: Row) -> Iterable[tuple[str, ...]]:
+    """How the files of each format ended, and what the worst of them took."""
+    yield "files", "n", "refused", "loaded", "the child died of it", "worst s", "worst MiB", "promise broken"
+    for name, r in found["rows"].items():
+        ends = r["outcomes"]
+        loaded, died = ends.get("loaded", 0), ends.get("died", 0)
+        refused = sum(ends.values()) - loaded - died - ends.get("raised", 0)
+        worst = f"{r['worst_seconds'][0]:.2f}", f"{r['worst_bytes'][0] / 2**20:.1f}"
+        yield name, str(r["files"]), str(refused), str(loaded), str(died), *worst, str(len(r["broken"]))
+
+
 def trained_networks(found: Row) -> Iterable[tuple[str, ...]]:
     """Each network in each form: what it becomes, which engines run it, what the search made of it, what was refused."""
     yield "network", "operators", "parameters", "becomes", "engines", "verdict", "recipe", "× as given", "× best plain", "refused"
@@ -108,6 +119,7 @@ def _over(row: Row | None) -> str:
 TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
     "compression": compression,
     "final_accuracy": final_accuracy,
+    "hostile": hostile,
     "loop_overhead": loop_overhead,
     "pairs": pairs,
     "search_peers": search_peers,

@@ -239,16 +239,19 @@ def _size(path: Path) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Opens every network whose package is here; with more time runs it in every engine and optimizes it."""
     sys.path.extend(options.packages)
-    rows: list[dict[str, Any]] = []
     missing = {p: PACKAGES[p] for p in PACKAGES if _root(p) is None}
+    order = {(t.package, t.file): at for at, t in enumerate(networks())}
+    rows: list[dict[str, Any]] = machine.earlier("trained_networks", "networks") if options.only and options.save else []
     start = time.time()
     for trained in networks():
         root = _root(trained.package)
         if root is None or options.only not in f"{trained.package}/{trained.file}" or (options.quick and time.time() - start > 40):
             continue
         print(f"{trained.package}/{trained.file}", file=sys.stderr, flush=True)
+        rows = [r for r in rows if (r["package"], r["file"]) != (trained.package, trained.file)]
         with tempfile.TemporaryDirectory() as name:
             rows.append(_one(trained, root, options, Path(name)))
+        rows.sort(key=lambda row: order[row["package"], row["file"]])
         options.keep({"networks": rows, "missing": missing})
     return {"networks": rows, "missing": missing}
 
@@ -273,7 +276,7 @@ def show(found: dict[str, Any]) -> None:
 
 def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packages", nargs="*", default=[], help="folders where the packages lie, besides this Python's own")
-    parser.add_argument("--only", default="", help="part of package/file")
+    parser.add_argument("--only", default="", help="part of package/file; with --save the others stay as they were measured")
     parser.add_argument("--race", action="store_true", help="time the engines as well")
     parser.add_argument("--optimize", action="store_true", help="`hasten optimize` each by agreement")
     parser.add_argument("--minutes", type=float, default=3.0, help="for each that is optimized")

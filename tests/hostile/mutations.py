@@ -117,6 +117,8 @@ def _inside(whole: bytes, chance: random.Random) -> bytes:
             entries = {i.filename: (i.compress_type, file.read(i)) for i in file.infolist()}
     except Exception:  # spoilt before
         return whole
+    if not entries:
+        return whole
     named = [n for n in entries if re.search(r"json|pkl|h5|npy|byteorder|version", n)] or list(entries)
     chosen = chance.choice(named if chance.random() < 0.9 else list(entries))
     made = io.BytesIO()
