@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md", "docs/training.md", "docs/formats.md", "docs/safety.md"))
+_WITH_TABLES = ("README.md", "docs/results.md", "docs/training.md", "docs/formats.md", "docs/safety.md")
+PAGES = tuple(Path(__file__).parents[1] / name for name in _WITH_TABLES)
 Row = dict[str, Any]
 
 
