@@ -173,6 +173,13 @@ def test_what_is_not_trained_gets_a_third_of_the_time_left(tmp_path: Path, monke
         assert 20 < deadline_s <= search_s / 3
 
 
+def test_every_plain_engine_is_raced_though_the_time_is_over(tmp_path: Path) -> None:
+    madeup.prepare(tmp_path)
+    report = madeup.search(tmp_path, replace(madeup.SETTINGS, time_limit_s=0.01), told=False)
+    plain = [t for t in report.trials if not t.recipe["steps"]]
+    assert len(plain) == 1 + len(madeup.CATALOGUE.engines)
+
+
 def test_candidates_go_before_prove_in_the_order_of_their_risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = {}
     for way in ("usual", "turned"):

@@ -19,6 +19,7 @@ from torch.utils import _pytree as tree
 
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
+from hasten.load.recurrence import recurrent_by_shape
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +83,7 @@ def _export(network: Network) -> onnx.ModelProto:
     count = len(network.example)
     outputs = len(forward(network, network.example))
     try:
-        with quiet(), torch.no_grad(), _Straight():
+        with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), _Straight():
             program = torch.onnx.export(
                 _straightened(network.module),
                 tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),

@@ -8,6 +8,7 @@ import torch
 from hasten.core.errors import Unsupported
 from hasten.core.network import Network
 from hasten.load.lower import dynamic_shapes, quiet, reason
+from hasten.load.recurrence import recurrent_by_shape
 
 
 def export_program(network: Network) -> torch.export.ExportedProgram:
@@ -20,7 +21,7 @@ def export_program(network: Network) -> torch.export.ExportedProgram:
     weights = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), torch.float32)
     example = tuple(a.to(weights) if a.is_floating_point() else a for a in example)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), recurrent_by_shape():
             return torch.export.export(network.module, example, dynamic_shapes=dynamic_shapes(network))
     except Exception as why:  # the exporter raises whatever its parts raise
         raise Unsupported(f"torch.export cannot follow this network: {reason(why)}") from why

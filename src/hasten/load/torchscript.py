@@ -22,6 +22,7 @@ from hasten.core.errors import DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays
 from hasten.load import guards
 from hasten.load.lower import quiet, reason
+from hasten.load.recurrence import recurrent_by_shape
 
 __all__ = ["open_script"]
 
@@ -64,7 +65,8 @@ def open_script(path: Path, example: Arrays | None, pins: Mapping[str, float] | 
             followed = Followed(script, pins or {})
             followed(*tensors)
             batch = tuple({0: torch.export.Dim.AUTO} for _ in tensors) if len(example[0]) > 1 else None
-            return torch.export.export(followed, tensors, dynamic_shapes=None if batch is None else (batch,), strict=False)
+            with recurrent_by_shape():
+                return torch.export.export(followed, tensors, dynamic_shapes=None if batch is None else (batch,), strict=False)
     except HastenError:
         raise
     except Exception as why:  # torch raises anything on a strange program

@@ -34,6 +34,7 @@ from hasten.load.importer.nodes import read_model
 from hasten.load.importer.table import to_tensor
 from hasten.load.lift import lift
 from hasten.load.lower import quiet, reason
+from hasten.load.recurrence import recurrent_by_shape
 
 __all__ = ["import_graph", "to_module"]
 
@@ -65,7 +66,8 @@ def import_graph(graph: onnx.ModelProto, example: Arrays) -> fx.GraphModule:
         with quiet(), torch.no_grad():
             followed(*tensors)
             open_axes = _open_axes(graph, tensors)
-            program = torch.export.export(followed, tensors, dynamic_shapes=(open_axes,) if open_axes else None, strict=False)
+            with recurrent_by_shape():
+                program = torch.export.export(followed, tensors, dynamic_shapes=(open_axes,) if open_axes else None, strict=False)
             return lift(program)
     except HastenError as why:
         raise Unsupported(str(why)) from why if isinstance(why, ModelRefused) else None
