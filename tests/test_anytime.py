@@ -146,8 +146,8 @@ def test_the_clock_counts_what_killed_processes_took() -> None:
     assert Clock(limit_s=None, elapsed_s=lambda: 30).left_s() == float("inf")
 
 
-@pytest.mark.parametrize(("left_s", "fewest", "longest_s"), [(float("inf"), 8, 90.0), (60.0, 8, 57.0), (15.0, 5, 12.0), (1.0, 3, 0.0)])
-def test_the_final_timing_fits_into_what_is_left(monkeypatch: pytest.MonkeyPatch, left_s: float, fewest: int, longest_s: float) -> None:
+@pytest.mark.parametrize(("left_s", "hurry_s"), [(float("inf"), float("inf")), (15.0, 15.0), (-3.0, 0.0)])
+def test_the_final_timing_is_told_what_is_left(monkeypatch: pytest.MonkeyPatch, left_s: float, hurry_s: float) -> None:
     asked: list[timing.Protocol] = []
 
     def race(contestants: Any, *_: Any, protocol: timing.Protocol, **__: Any) -> timing.Timing:
@@ -163,5 +163,5 @@ def test_the_final_timing_fits_into_what_is_left(monkeypatch: pytest.MonkeyPatch
         launch_s=1.0, contestant=lambda t: t, select=SimpleNamespace(inputs=()), settings=Settings(limit=Limit(), batches=(1,))
     )
     found = finals.final_timing(bench, TRIALS[0], TRIALS[2], [TRIALS[4], TRIALS[2]], left_s)
-    assert (asked[0].fewest, asked[0].longest_s) == (fewest, longest_s)
+    assert asked == [replace(timing.FULL, hurry_s=hurry_s)]
     assert set(found.latency) == {0, 2, 4}

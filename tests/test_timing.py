@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,25 @@ def test_rounds_go_on_until_the_interval_is_narrow(tmp_path: Path) -> None:
     both = [Contestant(folder=folder)] * 2
     assert len(timing.race(both, inputs, [1], protocol=exact).medians_ms) == 3
     assert len(timing.race(both, inputs, [1], protocol=loose).medians_ms) == 2
+
+
+@pytest.mark.parametrize(
+    ("hurry_s", "round_s", "rounds"),
+    [(math.inf, 1, 30), (math.inf, 5, 19), (math.inf, 20, 8), (60, 5, 12), (60, 10, 6), (15, 5, 3), (0, 5, 3)],
+)
+def test_rounds_fit_into_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, hurry_s: float, round_s: float, rounds: int) -> None:
+    """Of a noisy pair: thirty rounds at most, eight at least, and three where there is no time."""
+    now = [0.0]
+
+    def one(*_: object, turn: int, **__: object) -> timing._Round:
+        now[0] += round_s
+        times = {(0, 0): np.ones(2), (1, 0): np.full(2, 1.0 + turn % 2)}
+        return timing._Round(calls_ms=times, first_call_ms=dict.fromkeys(times, 1.0), peak_memory_bytes=[1, 1])
+
+    monkeypatch.setattr(timing, "_round", one)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    found = timing.race([Contestant(folder=Path())] * 2, (np.ones((1, 1)),), (1,), protocol=Protocol(hurry_s=hurry_s))
+    assert len(found.medians_ms) == rounds
 
 
 def test_a_contestant_that_cannot_start_is_named(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Protocol:
         block_ms: time that one block of calls aims at.
         blocks: per contestant, batch size and round; even, so that turns are ABBA.
         longest_s: after this time the fewest rounds are enough; the interval says what they are worth.
+        hurry_s: where another round would end after this time, three rounds are enough.
     """
 
     fewest: int = 8
@@ -61,12 +62,14 @@ class Protocol:
     block_ms: float = 40.0
     blocks: int = 4
     longest_s: float = 90.0
+    hurry_s: float = math.inf
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest <= self.most:
             raise ValueError(f"rounds must be 2 <= fewest <= most, got {self.fewest} and {self.most}")
 
 
+HURRIED = 3  # rounds where there is no time for more
 FULL = Protocol()
 RANKING = Protocol(fewest=3, most=3)
 
@@ -136,8 +139,7 @@ def race(
         width = _widest(rounds)
         if progress:
             progress(len(rounds) / _expected(len(rounds), width, protocol), f"timing, round {len(rounds)}")
-        late = time.monotonic() - start > protocol.longest_s
-        if len(rounds) >= protocol.fewest and (late or width <= protocol.half_width):
+        if _enough(len(rounds), time.monotonic() - start, width, protocol):
             break
     return _gather(rounds, tuple(batches), len(contestants))
 
@@ -245,6 +247,13 @@ def _widest(rounds: Sequence[_Round]) -> float:
     logs = [np.array([np.log(r.median(who, at) / r.median(last, at)) for r in rounds]) for who, at in others]
     ratios = [statistics.ratio_interval(log) for log in logs]
     return max((math.sqrt(r.high / r.low) - 1 for r in ratios), default=0.0)
+
+
+def _enough(done: int, spent_s: float, width: float, protocol: Protocol) -> bool:
+    """Whether so many rounds will do."""
+    if spent_s * (done + 1) / done > protocol.hurry_s:
+        return done >= min(HURRIED, protocol.fewest)
+    return done >= protocol.fewest and (spent_s > protocol.longest_s or width <= protocol.half_width)
 
 
 def _expected(done: int, width: float, protocol: Protocol) -> int:

@@ -213,11 +213,7 @@ def final_timing(
     """Times them in fresh launches; only these figures are quoted. With little time left there are fewer rounds, at least 3."""
     unique = list({t.number: t for t in (original, plain, *offers)}.values())
     place = {t.number: i for i, t in enumerate(unique)}
-    protocol = timing.FULL
-    if left_s < float("inf"):
-        round_s = bench.launch_s * len(unique)
-        fewest = int(np.clip(left_s / round_s, 3, protocol.fewest))
-        protocol = replace(protocol, fewest=fewest, longest_s=min(protocol.longest_s, max(left_s - round_s, 0.0)))
+    protocol = replace(timing.FULL, hurry_s=max(left_s, 0.0))
     runners = [bench.contestant(t) for t in unique]
     timed_ = timing.race(runners, bench.select.inputs, bench.settings.batches, protocol=protocol, progress=progress)
     return FinalTiming(
