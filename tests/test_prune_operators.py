@@ -60,9 +60,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]
         {"first": 8},
     ),
     "rms_norm": (
-        lambda: Between(nn.RMSNorm(12), nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)), nn.RMSNorm(12)),
+        lambda: Between(nn.Linear(12, 16), nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 3)),
         TOKENS,
-        {"what.0": 8, "what.2": 12},
+        {"first": 16, "what.1": 8},
     ),
     "repeat_interleave": (
         lambda: Between(nn.Linear(12, 16), lambda x: x.repeat_interleave(2, -1), nn.Linear(32, 3)),
@@ -94,3 +94,9 @@ def test_the_weight_of_a_product_shrinks_as_a_layer_does() -> None:
     made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
     assert made.get_parameter("0.weight").shape == (8, 4, 4)
     assert made.get_submodule("0.last").in_features == 16
+
+
+def test_what_a_norm_takes_the_mean_of_stays_for_that_reason() -> None:
+    """Not because a cut that was tried came out wrong."""
+    structure = analyse(given(CASES["rms_norm"][0](), torch.randn(TOKENS)))
+    assert "takes its mean" in structure.refused["first"]

@@ -136,9 +136,8 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
     dialogue, crew, best = begin(), bench.workshop.crew, Best(job, bench)
     recipe: Recipe | None = next(dialogue)
     said = list[Trial]()
-    race = {
-        Recipe((), engine) for engine in (job.catalogue.as_given, *job.catalogue.engines)
-    }  # is run whatever the time: each for `_LEAST_S` at least
+    # What is run whatever the time, each for `_LEAST_S` at least.
+    race = {Recipe((), engine) for engine in (job.catalogue.as_given, *job.catalogue.engines)}
     while recipe is not None and (settings.trials is None or len(said) < settings.trials):
         if clock.left_s() <= settings.reserve_s and recipe not in race:
             break
