@@ -12,7 +12,7 @@ import numpy as np
 from hasten.core import folder
 from hasten.core.data import View
 from hasten.core.report import Report
-from hasten.search.watch import Watcher, nobody
+from hasten.search.watch import Watch, Watcher, nobody
 from hasten.verbs import Options, optimize
 
 _TIME = "5m"
@@ -43,7 +43,7 @@ def demo(
     """
     inputs = run / "inputs"
     if not folder.intact(inputs):
-        _make_inputs(inputs, task, seed, say)
+        _make_inputs(inputs, task, seed, say, Watch(watcher=watcher))
     paths = {"model": inputs / "model.pt2", "data": inputs / "data.npz", "prove": inputs / "prove.npz"}
     words = ["hasten", "optimize", str(paths["model"]), "--data", str(paths["data"]), "--prove", str(paths["prove"])]
     command = shlex.join([*words, "--max-drop", max_drop, "--time-limit", _TIME, "--run", str(run / "result")])
@@ -52,7 +52,7 @@ def demo(
     return optimize(paths["model"], paths["data"], paths["prove"], max_drop=max_drop, run=run / "result", options=options, watcher=watcher)
 
 
-def _make_inputs(inputs: Path, name: str, seed: int, say: Callable[[str], None]) -> None:
+def _make_inputs(inputs: Path, name: str, seed: int, say: Callable[[str], None], watch: Watch) -> None:
     import torch
 
     from hasten import tasks
@@ -66,9 +66,9 @@ def _make_inputs(inputs: Path, name: str, seed: int, say: Callable[[str], None])
     say(f"training a small CNN on {len(train):,} images of {name}")
     start = time.monotonic()
     torch.manual_seed(seed)
-    trained = fit(
-        networks.small_cnn(), train, settings=Fit(epochs=12, batch=32, learning_rate=0.01, augmentation="shift", seed=seed)
-    ).module
+    settings = Fit(epochs=12, batch=32, learning_rate=0.01, augmentation="shift", seed=seed)
+    watch.stage("train", "training the network to begin with")
+    trained = fit(networks.small_cnn(), train, settings=settings, progress=watch.progress).module
     right = _accuracy(trained, task.held_out)
     say(f"trained in {time.monotonic() - start:.0f} s: {right:.1%} of {len(task.held_out):,} held-out images right")
     network = files.from_module(trained, tuple(a[:4] for a in train.inputs))
