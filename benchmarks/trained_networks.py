@@ -181,7 +181,8 @@ def look(source: dict[str, Any], data: str) -> dict[str, Any]:
 
 def _one(trained: Trained, root: Path, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     source, data = trained.source(root), place / "data.npz"
-    arrays = trained.data(options.examples if options.optimize else 16, np.random.default_rng(0))
+    one = sum(a.nbytes for a in trained.data(1, np.random.default_rng(0)))
+    arrays = trained.data(min(options.examples, options.megabytes * 2**20 // one) if options.optimize else 16, np.random.default_rng(0))
     np.savez(data, **{f"x{i}": a for i, a in enumerate(arrays)})  # type: ignore[arg-type]
     row: dict[str, Any] = {"package": trained.package, "file": trained.file, "bytes": _size(root / trained.file)}
     start = time.time()
@@ -222,7 +223,8 @@ def _optimized(source: Source, data: Path, place: Path, minutes: float) -> dict[
         report = hasten.optimize(source, str(data), max_drop=0.01, run=place / "run", options=options)
     except HastenError as why:
         return {"reason": f"{type(why).__name__}: {why}"}
-    told = {"verdict": report.verdict, "sentence": report.sentence, "seconds": round(report.seconds), "notes": report.notes}
+    told = {"minutes": minutes, "seconds": round(report.seconds), "verdict": report.verdict, "sentence": report.sentence}
+    told |= {"notes": report.notes}
     tried = {state: sum(t.state == state for t in report.trials) for state in ("finished", "failed")}
     if report.chosen is None:
         return told | {"trials": tried}
@@ -280,7 +282,8 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--race", action="store_true", help="time the engines as well")
     parser.add_argument("--optimize", action="store_true", help="`hasten optimize` each by agreement")
     parser.add_argument("--minutes", type=float, default=3.0, help="for each that is optimized")
-    parser.add_argument("--examples", type=int, default=600, help="made for optimizing")
+    parser.add_argument("--examples", type=int, default=3000, help="made for optimizing")
+    parser.add_argument("--megabytes", type=int, default=1024, help="that these may take; large ones are fewer")
 
 
 if __name__ == "__main__":

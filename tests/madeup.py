@@ -205,7 +205,7 @@ class _Runner:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def outputs(self, inputs: Arrays, *, batch: int = 64) -> Arrays:
+    def outputs(self, inputs: Arrays, *, batch: int | None = None) -> Arrays:
         return self._run(*map(np.asarray, inputs))  # type: ignore[no-any-return]
 
     def peak_memory_bytes(self) -> int:

@@ -145,7 +145,7 @@ def test_a_run_that_goes_on_after_its_ablation_has_the_contenders_that_it_had(tm
 
 
 def test_what_is_not_trained_gets_a_third_of_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is kept back for the end is a quarter of the limit and four proofs, however long the first trial took to begin.
+    """And what is kept back for the end is a quarter of the limit and two and a half proofs, however long the first trial took to begin.
 
     The result is packed without hurry, though the time is over.
     """
@@ -169,7 +169,7 @@ def test_what_is_not_trained_gets_a_third_of_the_time_left(tmp_path: Path, monke
     first, *others = given[:10]
     assert first[0] > 1000
     for deadline_s, reserve_s, search_s in others:
-        assert reserve_s == pytest.approx(50 + 4 * 600 * 0.01)  # 600 examples to prove with, at 10 ms each
+        assert reserve_s == pytest.approx(50 + 2.5 * 600 * 0.01)  # 600 examples to prove with, at 10 ms each
         assert 20 < deadline_s <= search_s / 3
 
 

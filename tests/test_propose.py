@@ -75,6 +75,16 @@ def test_the_race_is_run_though_the_time_is_over() -> None:
     assert asked == [Recipe((), engine) for engine in (Slow(), Quick(), Quicker())]
 
 
+def test_integers_are_tried_before_a_structure_though_the_race_used_up_what_may_come_first() -> None:
+    settings = replace(SETTINGS, time_limit_s=100.0, finals_s=0.0)  # of 100 s the race takes 45, which is above FIRST
+    dialogue = propose(CATALOGUE, SPACES, settings)
+    asked = [next(dialogue)]
+    for _ in range(4):
+        asked.append(dialogue.send(replace(_trial(len(asked), asked[-1], usual), seconds=15.0)))
+    assert asked[3] == Recipe((Round(),), Quick())
+    assert [type(step) for step in asked[4].steps] == [Shrink]
+
+
 def test_it_finds_the_combination_and_mends_it() -> None:
     asked = run(usual)
     within = [r for r in asked if usual(r)[1] <= 0.01]

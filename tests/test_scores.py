@@ -208,6 +208,8 @@ CHOICES = [
     (None, np.zeros((2, 1), np.float32), Fidelity()),
     (None, np.zeros(2, np.float32), Fidelity()),
     (None, np.zeros((2, 3, 8, 8), np.float32), Fidelity()),
+    (None, np.array([[0.6, 0.8], [0.8, -0.6]], np.float32), Fidelity()),  # directions
+    (None, np.eye(3, dtype=np.float32), Agreement()),
     (None, np.zeros(2, np.int64), Agreement()),
     (None, np.zeros((2, 7), np.int64), Agreement(per_position=True)),
 ]

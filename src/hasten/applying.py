@@ -23,7 +23,7 @@ from hasten.core.score import Score
 from hasten.load.guards import read_json
 from hasten.load.source import Source
 from hasten.search import export, workshop
-from hasten.search.bench import SCORING_BATCH, check_alike
+from hasten.search.bench import check_alike
 from hasten.search.watch import Watch, Watcher, nobody
 from hasten.search.workshop import Workshop
 
@@ -301,7 +301,7 @@ def _scores(work: Path, made: dict[str, dict[str, Any]], task: dict[str, Any]) -
 
 def _outputs(package: Path, facts: dict[str, Any], view: View) -> Arrays:
     with Runner(package, fixed_batch=facts["fixed_batch"]) as runner:
-        return runner.outputs(view.inputs, batch=SCORING_BATCH)
+        return runner.outputs(view.inputs)
 
 
 def _score(score: Score, original: Arrays, outputs: Arrays, view: View) -> float:

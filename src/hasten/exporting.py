@@ -21,10 +21,10 @@ from hasten.core.data import View
 from hasten.core.errors import BackendMissing, ChildFailed, Unsupported, UsageError
 from hasten.core.network import Arrays, Kind, Network
 from hasten.core.recipe import Aim, Engine, Profile, Recipe, Space, Stage, describe
-from hasten.core.runner import Runner
+from hasten.core.runner import Runner, batch_of
 from hasten.load.guards.places import room_for
 from hasten.load.source import Source
-from hasten.search.bench import SCORING_BATCH, check_alike, difference
+from hasten.search.bench import check_alike, difference
 from hasten.search.watch import Watch, Watcher, nobody
 from hasten.verbs import STORE
 
@@ -260,7 +260,7 @@ def _of_run(run: Path, to: str, engine: Engine, work: Path) -> _Packed:
         metadata = _metadata(recipe, store.fact("config")["model"]) | _proved(told, recipe)
     view = View.load(run / "views" / "select").take(slice(0, _MOST))
     with Runner(reference, fixed_batch=facts["fixed_batch"]) as runner:
-        expected = runner.outputs(view.inputs, batch=SCORING_BATCH)
+        expected = runner.outputs(view.inputs)
     return _Packed(
         fixed_batch=facts["fixed_batch"],
         inputs=view.inputs,
@@ -332,7 +332,7 @@ def _pack_model(*, model: dict[str, Any], data: str | None, to: str, into: str) 
         engine.pack(lower.lower(network) if engine.takes == "graph" else network, fresh)
     rows = network.fixed_batch or (_MOST if given else _RANDOM)
     inputs = _random(network, rows) if given is None else given.take(slice(0, rows)).inputs
-    piece = network.fixed_batch or SCORING_BATCH
+    piece = network.fixed_batch or batch_of(inputs)
     parts = [lower.forward(network, tuple(np.asarray(a[i : i + piece]) for a in inputs)) for i in range(0, len(inputs[0]), piece)]
     expected = tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
     known = labels.read(Path(source.path))
@@ -359,7 +359,7 @@ def _checked(place: Path, packed: _Packed, to: str, engine: Engine, tolerance: f
     reason: str | None = None
     try:
         with Runner(place, fixed_batch=packed.fixed_batch) as runner:
-            got = runner.outputs(packed.inputs, batch=SCORING_BATCH)
+            got = runner.outputs(packed.inputs)
         check_alike(packed.expected, got)
         apart, same = difference(packed.expected, got), _agreement(packed.expected, got)
         if not apart <= tolerance:

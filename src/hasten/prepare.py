@@ -17,7 +17,7 @@ from hasten.core.data import View
 from hasten.core.errors import ChildFailed, DataRefused, HastenError, ModelRefused
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import fingerprint
-from hasten.core.runner import piecewise
+from hasten.core.runner import batch_of, piecewise
 from hasten.core.score import Score
 from hasten.load.guards.places import room_for
 from hasten.search.workshop import ORIGINAL
@@ -25,7 +25,7 @@ from hasten.search.workshop import ORIGINAL
 _EXAMPLE = 4
 _FEWEST = 2
 _DROP = 0.01  # the cut's own default aim
-_LOOK = 256  # rows that the score is chosen by
+_LOOK = 256  # labels that the score is chosen by
 
 
 def call(child: Child, function: str, file: str | Path, /, *, refusal: type[HastenError] = ModelRefused, **values: Any) -> Reply:
@@ -170,9 +170,9 @@ def admit(run: Path, network: Network, score: str | None, highest_label: int | N
     from hasten.measure import scores
 
     network = files.check_forward(network)
-    size = network.fixed_batch or _LOOK
-    train = View.load(run / "views" / "train").take(slice(0, size))
-    rows, labels = tuple(np.array(a) for a in train.inputs), train.labels
+    train = View.load(run / "views" / "train")
+    size = network.fixed_batch or batch_of(train.inputs)
+    rows, labels = tuple(np.array(a[:size]) for a in train.inputs), None if train.labels is None else train.labels[:_LOOK]
     try:
         outputs = piecewise(lambda *full: forward(network, full), rows, size) if network.fixed_batch else forward(network, rows)
     except HastenError:

@@ -7,6 +7,7 @@ operators (see `load.lift`); a step that must know how layers hang together work
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -27,8 +28,12 @@ def own_copy(network: Network) -> nn.Module:
     return copy.deepcopy(network.module).eval()
 
 
+# An export takes seconds and a search asks for that of the original again and again; no one writes on a network, so it stays true.
+_LIFTED: weakref.WeakKeyDictionary[Network, fx.GraphModule] = weakref.WeakKeyDictionary()
+
+
 def lifted(network: Network) -> fx.GraphModule:
-    """The module of `network` in its lifted form, in eval mode: a copy where it has that form already, else exported first.
+    """The module of `network` in its lifted form, in eval mode: an own copy, exported first where it has not that form already.
 
     Weights that are computed from others (weight norm, spectral norm, `torch.nn.utils.parametrize`) are what they come to.
 
@@ -39,8 +44,10 @@ def lifted(network: Network) -> fx.GraphModule:
         made = copy.deepcopy(network.module)
         assert isinstance(made, fx.GraphModule)
         return made.eval()
-    with quiet():
-        return lift(export_program(settled(network)[0]))
+    if network not in _LIFTED:
+        with quiet():
+            _LIFTED[network] = lift(export_program(settled(network)[0]))
+    return copy.deepcopy(_LIFTED[network])
 
 
 def settled(network: Network) -> tuple[Network, int]:

@@ -100,6 +100,11 @@ class Sealed:
         record(self.fingerprint)
         return self._read()
 
+    def part(self, size: int, *, seed: int) -> Sealed:
+        """So many examples drawn at random before anyone has seen one, in their order, under the same seal."""
+        index = np.sort(np.random.default_rng(seed).permutation(self.size)[:size])
+        return Sealed(lambda: self._read().take(index), size=len(index), fingerprint=self.fingerprint)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Views:

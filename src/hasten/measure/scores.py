@@ -281,7 +281,7 @@ def choose(labels: Array | None, outputs: Arrays, *, name: str | None = None) ->
 
     Integer labels are classes: accuracy (squared error where one output stands against more than two values). Float labels
     are values: squared error. Without labels: agreement where the outputs are class scores (n, k >= 2) or integers, else
-    fidelity. Accuracy with labels for several positions, and agreement with outputs for several, are taken per position.
+    fidelity; so too where all have length 1, as embeddings. Accuracy and agreement are per position where there are several.
 
     Args:
         labels: (n, …) or None; outputs: of any number of examples.
@@ -312,13 +312,18 @@ def _key(name: str) -> str:
 
 def _fitting(labels: Array | None, outputs: Array) -> Score:
     if labels is None:
-        classes = outputs.dtype.kind in "iub" or (outputs.ndim == 2 and outputs.shape[1] >= 2)
+        classes = outputs.dtype.kind in "iub" or (outputs.ndim == 2 and outputs.shape[1] >= 2 and not _of_length_1(outputs))
         return Agreement() if classes else Fidelity()
     if labels.dtype.kind not in "iub":
         return SquaredError()
     one_each = math.prod(outputs.shape[1:]) == math.prod(labels.shape[1:])
     values = outputs.dtype.kind == "f" and one_each and not np.isin(labels, (0, 1)).all()
     return SquaredError() if values else Accuracy()
+
+
+def _of_length_1(outputs: Array) -> bool:
+    """Whether every row is a direction and not merely one class."""
+    return bool(np.allclose(np.linalg.norm(outputs, axis=1), 1.0, atol=1e-3) and np.abs(outputs).max(axis=1).mean() < 0.99)
 
 
 def _labels(target: Array) -> Array:

@@ -24,11 +24,12 @@ from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import energy, timing
-from hasten.search.catalogue import Settings
+from hasten.search.catalogue import SCORING, Settings
 from hasten.search.pace import Pace, trains
 from hasten.search.workshop import Workshop
 
-SCORING_BATCH = 64
+_PIECE = 16  # examples that tell how fast the network as given is
+LEAST = 200  # examples to choose with, however slow the network is
 DEADLINE_S = 120.0  # of loading a network, and of each answer
 
 
@@ -107,7 +108,9 @@ class Bench:
         facts = self.workshop.make(recipe, package, progress)
         self.store.remember(f"network {number}", facts)
         with Runner(package, fixed_batch=facts["fixed_batch"], deadline_s=min(DEADLINE_S, self.workshop.deadline_s)) as runner:
-            outputs = runner.outputs(self.select.inputs, batch=SCORING_BATCH)
+            if self.baseline is None:
+                self._fit(runner)
+            outputs = runner.outputs(self.select.inputs)
             if self.baseline is None:
                 baseline = self._establish(outputs)
                 with folder.new_folder(self.run / "outputs" / "original") as fresh:
@@ -119,6 +122,18 @@ class Bench:
             found = self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
             return replace(found, energy_mj=spent)
 
+    def _fit(self, runner: Runner) -> None:
+        """Keeps as much of *select*, which lies in random order, and of the batch sizes as there is time for by the second of two calls."""
+        piece = tuple(np.asarray(a[:_PIECE]) for a in self.select.inputs)
+        runner.outputs(piece)
+        began = time.perf_counter()
+        runner.outputs(piece)
+        each_s = (time.perf_counter() - began) / len(piece[0])
+        size = self.settings.fitting(len(self.select), each_s, SCORING, LEAST)
+        if size < len(self.select):
+            self.store.remember("part of select", [size, len(self.select)])
+        self.select, self.settings = self.select.take(slice(size)), self.settings.timed(each_s)
+
     def _energy(self, runner: Runner) -> float:
         piece = tuple(a[: self.settings.batch] for a in self.select.inputs)
         return energy.energy_mj(lambda calls: runner.time(piece, calls=calls))
@@ -126,7 +141,11 @@ class Bench:
     def _recall(self) -> Baseline | None:
         """The baseline that an earlier process of this run wrote down."""
         place = self.run / "outputs" / "original"
-        return self._establish(tuple(np.asarray(a) for a in View.load(place).inputs)) if folder.intact(place) else None
+        if not folder.intact(place):
+            return None
+        outputs = View.load(place).inputs
+        self.select = self.select.take(slice(len(outputs[0])))
+        return self._establish(tuple(np.asarray(a) for a in outputs))
 
     def _establish(self, outputs: Arrays) -> Baseline:
         target = self.select.labels if self.score.target == "labels" else outputs[0]

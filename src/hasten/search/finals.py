@@ -21,7 +21,7 @@ from hasten.core.report import Certificate, Interval, Latency, LedgerLine, Measu
 from hasten.core.runner import Runner
 from hasten.measure import timing
 from hasten.search import ledger, prover
-from hasten.search.bench import SCORING_BATCH, Bench
+from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.objective import timed
 from hasten.search.risk import risks
@@ -186,7 +186,7 @@ def prove(bench: Bench, sealed: Sealed, original: Trial, plain: Trial, frozen: S
 
 def _outputs(bench: Bench, trial: Trial, view: View) -> Arrays:
     with Runner(bench.package(trial.number), fixed_batch=bench.facts(trial.number)["fixed_batch"]) as runner:
-        return runner.outputs(view.inputs, batch=SCORING_BATCH)
+        return runner.outputs(view.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

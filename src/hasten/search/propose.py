@@ -3,7 +3,8 @@
 Cheap before dear: (1) race the engines on the unchanged network; (2) put each step that keeps the structure in front of each engine,
 a gentler one where it loses too much, and tune the fastest engines on the unchanged network; (3) change the structure, which needs a
 training each time (`shape.py`); (4) tune the fields of what came out best; (5) where score was lost, try the steps that aim at it.
-Before (3) no more than `FIRST` of the time is used.
+Before (3) no more than `FIRST` of the time is used; only what pays most in (2), each lossy step as usual in the fastest engine, may
+take `SURE`, so that a run of a minute tries integers before it asks what a training could do.
 It is a generator: it yields a recipe and is sent the trial, so its choices are a function of the trials alone and a resumed
 run repeats them.
 """
@@ -23,6 +24,7 @@ SLOW = 2.5  # an engine that costs this many times the best one on the unchanged
 TRIES = 3  # settings of one step, where the usual one loses too much
 REPAIR = 0.25  # share of the limit that a recipe must lose before steps that aim at the score are tried
 FIRST = 0.4  # share of the time for what comes before changes of the structure
+SURE = 0.7  # share of the time for each lossy step, once
 
 
 def propose(
@@ -51,9 +53,14 @@ def propose(
     leaders = [recipe for recipe in plain if board.cost(recipe) <= SLOW * board.cost(plain[0])]
     best = {recipe.engine: recipe for recipe in leaders}
     # What loses something pays most and comes first. Integers change which engine is fastest, so every leader meets them.
-    for kind in sorted(useful, key=lambda kind: (kind.lossless, kind.stage, kind.__name__)):
-        if kind not in menders and kind not in shaping and kind not in gentler:
-            yield from _extend(board, _settings(board, kind, spaces[kind]), best)
+    keeping = [kind for kind in useful if kind not in menders and kind not in shaping and kind not in gentler]
+    keeping.sort(key=lambda kind: (kind.lossless, kind.stage, kind.__name__))
+    board.share = max(share, SURE)
+    for kind in keeping if leaders else ():
+        yield from board.ask([r for r in [insert(leaders[0], board.usual(kind))] if r and not kind.lossless])
+    board.share = share
+    for kind in keeping:
+        yield from _extend(board, _settings(board, kind, spaces[kind]), best)
     for kind, space in gentler.items():
         yield from _spare(board, kind, _settings(board, kind, space))
     for recipe in leaders[:2] if catalogue.tune else ():

@@ -148,7 +148,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         input_names=tuple(task.get("inputs") or ()),
         openings=store.openings(),
         trials=trials,
-        notes=(*task.get("notes", ()), *_cautions(asked, trials, taken.chosen if taken else None)),
+        notes=(*task.get("notes", ()), *_parts(store), *_cautions(asked, trials, taken.chosen if taken else None)),
         batch=batch,
         batches=asked.batches,
         objective=asked.goals,
@@ -159,6 +159,16 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         seconds=store.fact("seconds") or 0.0,
         environment=store.fact("environment") or machine.environment(),
     )
+
+
+def _parts(store: Store) -> Iterator[str]:
+    """What the time limit left out of the data."""
+    for name, verb in (("select", "chose"), ("prove", "proved")):
+        part = store.fact(f"part of {name}")
+        if part:
+            yield f"{part[0]:,} of the {part[1]:,} examples of {name} {verb}, drawn at random, for the sake of the time limit"
+    if left := store.fact("batches left out"):
+        yield f"batch {' and '.join(map(str, left))} was not timed, for the sake of the time limit"
 
 
 def _cautions(asked: Settings, trials: Sequence[Trial], chosen: Chosen | None) -> Iterator[str]:

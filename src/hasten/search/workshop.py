@@ -23,7 +23,7 @@ from hasten.core.data import View
 from hasten.core.errors import ChildFailed, HastenError, Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import Context, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
-from hasten.core.runner import piecewise
+from hasten.core.runner import batch_of, piecewise
 
 if TYPE_CHECKING:
     from hasten.search.crew import Crew
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Action = Step | str
 LOWER = "lower"
 ORIGINAL = Path("networks") / "original"
-_ANSWERED = 64  # examples at once
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -331,7 +330,7 @@ def _answers(run: str) -> Arrays:
     with alone(place.parent, name):
         if not folder.intact(place):
             original, train = _original(run), View.load(Path(run) / "views" / "train")
-            size = original.fixed_batch or _ANSWERED
+            size = original.fixed_batch or batch_of(train.inputs)
             outputs = piecewise(lambda *rows: forward(original, tuple(map(np.array, rows))), train.inputs, size)
             with folder.new_folder(place) as fresh:
                 View(inputs=outputs).save(fresh)
