@@ -12,6 +12,7 @@ import pytest
 import madeup
 from hasten.core.data import Sealed, View
 from hasten.core.report import Limit
+from hasten.core.runner import batch_of
 from hasten.load.split import fewest
 from hasten.search import bench, run
 from hasten.search.catalogue import Settings
@@ -36,6 +37,19 @@ def test_of_a_sealed_view_a_part_is_drawn_by_the_seed_alone() -> None:
 )
 def test_what_fits_into_a_share_of_the_time(limit_s: float | None, each_s: float, expected: int) -> None:
     assert Settings(limit=Limit(), time_limit_s=limit_s).fitting(5000, each_s, 1 / 20, 300) == expected
+
+
+def test_a_batch_size_that_is_no_goal_is_left_where_a_call_takes_too_long() -> None:
+    settings = Settings(limit=Limit(), batches=(1, 32), time_limit_s=120.0)
+    assert settings.timed(0.018).batches == (1, 32)
+    assert settings.timed(0.020).batches == (1,)
+    assert replace(settings, time_limit_s=None).timed(9.0).batches == (1, 32)
+    assert replace(settings, goals=("throughput",)).timed(9.0).batches == (1, 32)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((100, 10), 64), ((100, 3, 224, 224), 6), ((2, 3, 2000, 2000), 1), ((0, 4), 64)])
+def test_examples_are_answered_together_as_long_as_they_take_little_room(shape: tuple[int, ...], expected: int) -> None:
+    assert batch_of((np.broadcast_to(np.float32(0), shape),)) == expected
 
 
 def test_a_search_with_little_time_chooses_and_proves_by_a_part(tmp_path: Path) -> None:

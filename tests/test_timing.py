@@ -25,6 +25,21 @@ def sleeper(folder: Path, ms: float) -> Path:
     return folder
 
 
+def test_a_call_that_fills_a_block_is_made_once_for_it() -> None:
+    asked: list[int] = []
+
+    class Slow:
+        def time(self, piece: object, *, calls: int) -> np.ndarray:  # type: ignore[type-arg]
+            del piece
+            asked.append(calls)
+            return np.full(calls, 50e6)
+
+    assert timing._warm_up(Slow(), (), 40.0)[1] == 1  # type: ignore[arg-type]
+    assert asked[:2] == [1, 1]
+    assert timing._fitting(39.0, 40.0) == 3
+    assert timing._fitting(4.0, 40.0) == 10
+
+
 def test_a_race_tells_the_fast_from_the_slow(tmp_path: Path) -> None:
     contestants = [Contestant(folder=sleeper(tmp_path / "slow", 20)), Contestant(folder=sleeper(tmp_path / "fast", 2))]
     heard: list[float] = []

@@ -110,7 +110,8 @@ class Settings:
     def timed(self, each_s: float) -> Settings:
         """The same without the batch sizes that take too long for the time limit and that no goal is about."""
         room = math.inf if self.time_limit_s is None else CALL * self.time_limit_s
-        return replace(self, batches=tuple(b for b in self.batches if b in self.objective.batches or b * each_s <= room))
+        needed = {self.batch, *self.objective.batches}
+        return replace(self, batches=tuple(b for b in self.batches if b in needed or b * each_s <= room))
 
     def promising(self, measured: Measurement) -> bool:
         """Whether a proof is to be expected: from the drop, and what so many proving examples leave open at that share of flips."""
