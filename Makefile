@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the main job on real data, `make test` runs every check. Both set themselves up.
+# Two commands: `make demo` runs the main job on real data, `make test` runs every check but the longest. Both set themselves up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

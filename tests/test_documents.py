@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +44,14 @@ def test_mini_runs_and_finds_something(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "drop at most" in out
     assert "OnnxRuntime" in chosen or "OpenVINO" in chosen
+
+
+def test_the_page_of_the_command_line_is_that_of_the_program(tmp_path: Path) -> None:
+    """Made by `python -m typer hasten.cli utils docs --name hasten --output docs/cli.md`."""
+    made = tmp_path / "cli.md"
+    command = [sys.executable, "-m", "typer", "hasten.cli", "utils", "docs", "--name", "hasten", "--output", str(made)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "COLUMNS": "100"})
+    assert made.read_text() == (ROOT / "docs" / "cli.md").read_text()
 
 
 def test_the_report_has_golden_bytes() -> None:

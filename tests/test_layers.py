@@ -39,9 +39,13 @@ def test_the_lifted_form_gives_the_same_and_is_a_copy(name: str) -> None:
 def test_a_network_is_exported_once_and_everyone_gets_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     of = network("mlp")
     first = layers.lifted(of)
-    monkeypatch.setattr(layers, "export_program", None)
     with torch.no_grad():
         next(first.parameters()).add_(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(layers, "export_program", None)
+        assert equal(forward(of, of.example), forward(of.with_body(layers.lifted(of)), of.example))
+    with torch.no_grad():
+        next(of.module.parameters()).add_(1)
     assert equal(forward(of, of.example), forward(of.with_body(layers.lifted(of)), of.example))
 
 

@@ -25,18 +25,18 @@ def sleeper(folder: Path, ms: float) -> Path:
     return folder
 
 
-def test_a_call_that_fills_a_block_is_made_once_for_it() -> None:
+def test_a_call_that_takes_several_blocks_is_made_once_for_each() -> None:
     asked: list[int] = []
 
     class Slow:
         def time(self, piece: object, *, calls: int) -> np.ndarray:  # type: ignore[type-arg]
             del piece
             asked.append(calls)
-            return np.full(calls, 50e6)
+            return np.full(calls, 160e6)
 
     assert timing._warm_up(Slow(), (), 40.0)[1] == 1  # type: ignore[arg-type]
     assert asked[:2] == [1, 1]
-    assert timing._fitting(39.0, 40.0) == 3
+    assert timing._fitting(159.0, 40.0) == 3
     assert timing._fitting(4.0, 40.0) == 10
 
 

@@ -279,9 +279,7 @@ def export(
     data: Annotated[Path | None, typer.Option("--data", help="Inputs to check a model file on; random ones without.")] = None,
     weights: Weights = None,
     pin: Pins = [],  # noqa: B006
-    tolerance: Annotated[
-        float | None, typer.Option("--tolerance", help="Of the outputs, as a share of the largest. [default: 0.001, of integers 0.01]")
-    ] = None,
+    tolerance: Annotated[float | None, typer.Option("--tolerance", help="Share of the largest output. [default: 0.001 or 0.01]")] = None,
     json_: Json = False,
 ) -> None:
     """Write a result in another format, checked in that format's own runtime; what differs goes to rejected/."""

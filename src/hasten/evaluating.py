@@ -139,8 +139,7 @@ class _Packed:
     @property
     def fixed_batch(self) -> int | None:
         """The one batch size that the network takes, as far as it is known."""
-        sizes = self.record.get("batches") or []  # a report has one size only where the network takes no other
-        return self.record.get("fixed_batch") or (sizes[0] if len(sizes) == 1 else None)
+        return self.record.get("fixed_batch")
 
 
 def _packed(network: Any) -> _Packed | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -28,8 +29,8 @@ def own_copy(network: Network) -> nn.Module:
     return copy.deepcopy(network.module).eval()
 
 
-# An export takes seconds and a search asks for that of the original again and again; no one writes on a network, so it stays true.
-_LIFTED: weakref.WeakKeyDictionary[Network, fx.GraphModule] = weakref.WeakKeyDictionary()
+# An export takes seconds, and a search asks for that of the original again and again. With a digest of the weights that it was made of.
+_LIFTED: weakref.WeakKeyDictionary[Network, tuple[int, fx.GraphModule]] = weakref.WeakKeyDictionary()
 
 
 def lifted(network: Network) -> fx.GraphModule:
@@ -44,10 +45,21 @@ def lifted(network: Network) -> fx.GraphModule:
         made = copy.deepcopy(network.module)
         assert isinstance(made, fx.GraphModule)
         return made.eval()
-    if network not in _LIFTED:
+    weights = _digest(network.module)
+    known = _LIFTED.get(network)
+    if known is None or known[0] != weights:
         with quiet():
-            _LIFTED[network] = lift(export_program(settled(network)[0]))
-    return copy.deepcopy(_LIFTED[network])
+            known = _LIFTED[network] = weights, lift(export_program(settled(network)[0]))
+    return copy.deepcopy(known[1])
+
+
+def _digest(module: nn.Module) -> int:
+    """Of all its numbers, so that a network whose weights were written on after all is exported again."""
+    found = 0
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        plain = value.detach().to_dense() if value.is_sparse else value.detach()
+        found = zlib.crc32(memoryview(plain.contiguous().reshape(-1).view(torch.uint8).numpy()), zlib.crc32(name.encode(), found))
+    return found
 
 
 def settled(network: Network) -> tuple[Network, int]:

@@ -292,8 +292,9 @@ class Opening(_Json):
 class Report(_Json):
     """All that a run found out.
 
-    `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished. `offers` are all
-    certified candidates that were timed in the end, the chosen one first, the others by cost; any of them can be picked.
+    `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished. `offers` are the
+    certified candidates that were timed in the end and meet the caps, the chosen one first, the others by cost; any can be picked.
+    `fixed_batch` is the only batch size that the network takes, if there is one.
     """
 
     format: Literal[1] = FORMAT
@@ -319,6 +320,7 @@ class Report(_Json):
     notes: tuple[str, ...] = ()
     batch: int = 1
     batches: tuple[int, ...] = (1,)
+    fixed_batch: int | None = None
     objective: tuple[Goal, ...] = ("latency",)
     offers: tuple[Chosen, ...] = ()
     artifact: str | None = None

@@ -79,6 +79,8 @@ class Runner:
     def outputs(self, inputs: Arrays, *, batch: int | None = None) -> Arrays:
         """The outputs for all examples, in batches of a size, or of one that suits them."""
         batch = batch or batch_of(inputs)
+        if self._fixed_batch:
+            batch = max(1, batch // self._fixed_batch) * self._fixed_batch
         return joined(self(*(np.asarray(a[start : start + batch]) for a in inputs)) for start in range(0, len(inputs[0]), batch))
 
     def time(self, inputs: Arrays, *, calls: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -112,10 +114,10 @@ class Runner:
 
 
 def batch_of(inputs: Arrays) -> int:
-    """Examples that are best answered together: 64, or as many as take 4 MiB; a network needs more than twice as long for each
+    """Examples that are best answered together: 64, or as many as take 4 MiB, 2 at least; a network needs more than twice as long for each
     picture of 224 × 224 in batches of 64 as in such of 8, which caches hold."""
     each = sum(a.nbytes for a in inputs) // max(1, len(inputs[0]))
-    return max(1, min(_MOST, _ROOM // max(1, each)))
+    return max(2, min(_MOST, _ROOM // max(1, each)))
 
 
 def piecewise(run: Callable[..., Arrays], inputs: Arrays, size: int) -> Arrays:

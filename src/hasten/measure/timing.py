@@ -69,6 +69,7 @@ class Protocol:
             raise ValueError(f"rounds must be 2 <= fewest <= most, got {self.fewest} and {self.most}")
 
 
+_ALONE = 4.0  # blocks that a call must take to be made alone
 HURRIED = 3  # rounds where there is no time for more
 FULL = Protocol()
 RANKING = Protocol(fewest=3, most=3)
@@ -227,15 +228,15 @@ def _warm_up(runner: Runner, piece: Arrays, block_ms: float) -> tuple[float, int
     """The first call's time, and how many calls fill a block. The first calls of a process are slower: they are not counted."""
     first = float(runner.time(piece, calls=1)[0]) / 1e6
     end = time.perf_counter() + block_ms / 1e3
-    guess = float(runner.time(piece, calls=2 if first < block_ms else 1).min()) / 1e6
+    guess = float(runner.time(piece, calls=2 if first < _ALONE * block_ms else 1).min()) / 1e6
     while time.perf_counter() < end:
         guess = float(np.median(runner.time(piece, calls=_fitting(guess, block_ms / 4)))) / 1e6
     return first, _fitting(guess, block_ms)
 
 
 def _fitting(call_ms: float, block_ms: float) -> int:
-    """One call where that fills the block, else three at least."""
-    return 1 if call_ms >= block_ms else int(np.clip(block_ms / max(call_ms, 1e-4), 3, 2000))
+    """One call where it takes several blocks, so that waking up weighs nothing, else three at least."""
+    return 1 if call_ms >= _ALONE * block_ms else int(np.clip(block_ms / max(call_ms, 1e-4), 3, 2000))
 
 
 def _widest(rounds: Sequence[_Round]) -> float:

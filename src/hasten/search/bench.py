@@ -24,12 +24,11 @@ from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import energy, timing
-from hasten.search.catalogue import SCORING, Settings
+from hasten.search import portions
+from hasten.search.catalogue import Settings
 from hasten.search.pace import Pace, trains
 from hasten.search.workshop import Workshop
 
-_PIECE = 16  # examples that tell how fast the network as given is
-LEAST = 200  # examples to choose with, however slow the network is
 DEADLINE_S = 120.0  # of loading a network, and of each answer
 
 
@@ -65,6 +64,8 @@ class Bench:
         self.settings = settings
         self.workshop = workshop
         self.launch_s = 1.0  # of a contestant in a round of timing, as seen last
+        if fitted := store.fact("fitted"):
+            self.select, self.settings = portions.taken(select, settings, fitted)
         self.baseline = self._recall()
 
     def package(self, number: int) -> Path:
@@ -108,8 +109,8 @@ class Bench:
         facts = self.workshop.make(recipe, package, progress)
         self.store.remember(f"network {number}", facts)
         with Runner(package, fixed_batch=facts["fixed_batch"], deadline_s=min(DEADLINE_S, self.workshop.deadline_s)) as runner:
-            if self.baseline is None:
-                self._fit(runner)
+            if self.store.fact("fitted") is None:
+                self._keep(portions.fit(runner, self.settings, self.select, self.score, facts["fixed_batch"]))
             outputs = runner.outputs(self.select.inputs)
             if self.baseline is None:
                 baseline = self._establish(outputs)
@@ -122,17 +123,9 @@ class Bench:
             found = self._compare(outputs, latency, package, runner.peak_memory_bytes(), facts)
             return replace(found, energy_mj=spent)
 
-    def _fit(self, runner: Runner) -> None:
-        """Keeps as much of *select*, which lies in random order, and of the batch sizes as there is time for by the second of two calls."""
-        piece = tuple(np.asarray(a[:_PIECE]) for a in self.select.inputs)
-        runner.outputs(piece)
-        began = time.perf_counter()
-        runner.outputs(piece)
-        each_s = (time.perf_counter() - began) / len(piece[0])
-        size = self.settings.fitting(len(self.select), each_s, SCORING, LEAST)
-        if size < len(self.select):
-            self.store.remember("part of select", [size, len(self.select)])
-        self.select, self.settings = self.select.take(slice(size)), self.settings.timed(each_s)
+    def _keep(self, fitted: dict[str, Any]) -> None:
+        self.store.remember("fitted", fitted)
+        self.select, self.settings = portions.taken(self.select, self.settings, fitted)
 
     def _energy(self, runner: Runner) -> float:
         piece = tuple(a[: self.settings.batch] for a in self.select.inputs)
@@ -143,9 +136,7 @@ class Bench:
         place = self.run / "outputs" / "original"
         if not folder.intact(place):
             return None
-        outputs = View.load(place).inputs
-        self.select = self.select.take(slice(len(outputs[0])))
-        return self._establish(tuple(np.asarray(a) for a in outputs))
+        return self._establish(tuple(np.asarray(a) for a in View.load(place).inputs))
 
     def _establish(self, outputs: Arrays) -> Baseline:
         target = self.select.labels if self.score.target == "labels" else outputs[0]

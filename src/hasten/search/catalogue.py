@@ -11,8 +11,6 @@ from hasten.core.recipe import Engine, Step
 from hasten.core.report import Goal, Limit, Measurement
 from hasten.search.objective import Objective
 
-# Of the time limit, that the network as given may take for *select*, for *prove*, and for a call at a batch size that is no goal.
-SCORING, PROVING, CALL = 1 / 40, 1 / 20, 1 / 200
 _TIMING_S = (40.0, 100.0)  # of the heats, the ablation and the final timing: a quarter of the time, within these
 _PROVED = 2.5  # times as long as the network as given takes for *prove*: it, and some that are faster
 
@@ -100,18 +98,6 @@ class Settings:
     def reserve_s(self) -> float:
         """Seconds for the heat, the ablation, the proof and the final timing."""
         return 0.0 if self.time_limit_s is None else min(self.finals_s, self.time_limit_s / 2)
-
-    def fitting(self, examples: int, each_s: float, share: float, least: int) -> int:
-        """How many of the examples a share of the time limit is enough for; at least `least`, where there are so many."""
-        if self.time_limit_s is None:
-            return examples
-        return min(examples, max(least, int(min(share * self.time_limit_s / max(each_s, 1e-9), 1e9))))
-
-    def timed(self, each_s: float) -> Settings:
-        """The same without the batch sizes that take too long for the time limit and that no goal is about."""
-        room = math.inf if self.time_limit_s is None else CALL * self.time_limit_s
-        needed = {self.batch, *self.objective.batches}
-        return replace(self, batches=tuple(b for b in self.batches if b in needed or b * each_s <= room))
 
     def promising(self, measured: Measurement) -> bool:
         """Whether a proof is to be expected: from the drop, and what so many proving examples leave open at that share of flips."""

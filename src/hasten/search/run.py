@@ -15,13 +15,12 @@ from hasten.core.recipe import Loss, Recipe, Space, Step
 from hasten.core.report import Report, Trial
 from hasten.core.score import Score
 from hasten.core.store import Store
-from hasten.load.split import fewest
 from hasten.measure import machine
-from hasten.search import summary, warm
+from hasten.search import portions, summary, warm
 from hasten.search.anytime import Best
-from hasten.search.bench import LEAST, Bench
+from hasten.search.bench import Bench
 from hasten.search.board import Dialogue
-from hasten.search.catalogue import PROVING, Catalogue, Settings
+from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.clock import Clock
 from hasten.search.conclude import finish, take
 from hasten.search.crew import to_come
@@ -31,7 +30,6 @@ from hasten.search.propose import propose
 from hasten.search.watch import Watch
 from hasten.search.workshop import Workshop
 
-_PROVING = 2  # times as many examples as can show a drop at all, where the time is short
 _LEAST_S = 5.0  # that a trial which has begun may take, though the time for trials is over
 _UNTRAINED = 1 / 3  # of the time left, that a trial without a training may take: compiling a network must not cost the search
 
@@ -102,17 +100,12 @@ def _settle(job: Job, bench: Bench) -> Job:
     if not first.measurement:
         raise ModelRefused(f"the network does not run as given: {first.reason}")
     each_s = min(e.p50_ms / e.batch for e in first.measurement.latency) / 1e3
-    limit, prove = job.settings.limit, job.views.prove
-    least = _PROVING * (fewest(limit.max_drop, limit.confidence) or 0) if job.settings.prove_examples else 0
-    size = job.settings.fitting(prove.size, each_s, PROVING, max(least, LEAST))
-    if size < prove.size:
-        job.store.remember("part of prove", [size, prove.size])
-        prove = prove.part(size, seed=job.settings.seed)
-    settings = job.settings.settled(first.measurement.score, size * each_s)
-    settings = replace(settings, select_examples=len(bench.select), prove_examples=settings.prove_examples and size)
-    settings = replace(settings, batches=tuple(e.batch for e in first.measurement.latency))
-    if left := sorted(set(job.settings.batches) - set(settings.batches)):
-        job.store.remember("batches left out", left)
+    settings, prove = bench.settings.settled(first.measurement.score), job.views.prove
+    if bench.baseline and bench.baseline.values is not None:
+        size, _ = job.store.once("proving", lambda: [portions.proving(settings, prove.size, each_s, job.score), prove.size])
+        prove = prove if size == prove.size else prove.part(size, seed=settings.seed)
+    settings = bench.settings.settled(first.measurement.score, prove.size * each_s)
+    settings = replace(settings, select_examples=len(bench.select), prove_examples=settings.prove_examples and prove.size)
     bench.settings = settings
     job.store.remember("settings", settings_json(settings))
     return replace(job, settings=settings, views=replace(job.views, prove=prove))

@@ -27,6 +27,7 @@ from hasten.core.report import (
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine, timing
+from hasten.search import portions
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.diagnosis import diagnose
@@ -120,6 +121,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
     picked = store.fact("picked")
     taken = final.offer(final.taken if picked is None else picked) if final and final.taken is not None else None
     trials = tuple(store.trials())
+    used, left_out = portions.told(store)
     batch = settings["batch"]
     asked = Settings(
         limit=Limit.from_json(settings["limit"]),
@@ -135,7 +137,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         limit=asked.limit,
         score_name=task.get("score_name", "score"),
         provenance=task.get("provenance", "unknown"),
-        examples=task.get("examples", {}),
+        examples={**task.get("examples", {}), **used},
         baselines=final.baselines if final else _ranking_baseline(trials),
         chosen=taken.chosen if taken else None,
         closest_miss=final.closest_miss if final else None,
@@ -148,9 +150,10 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         input_names=tuple(task.get("inputs") or ()),
         openings=store.openings(),
         trials=trials,
-        notes=(*task.get("notes", ()), *_parts(store), *_cautions(asked, trials, taken.chosen if taken else None)),
+        notes=(*task.get("notes", ()), *left_out, *_cautions(asked, trials, taken.chosen if taken else None)),
         batch=batch,
         batches=asked.batches,
+        fixed_batch=task.get("fixed_batch"),
         objective=asked.goals,
         offers=tuple(o.chosen for o in final.offers) if taken and final else (),
         artifact=_artifact(run),
@@ -159,16 +162,6 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         seconds=store.fact("seconds") or 0.0,
         environment=store.fact("environment") or machine.environment(),
     )
-
-
-def _parts(store: Store) -> Iterator[str]:
-    """What the time limit left out of the data."""
-    for name, verb in (("select", "chose"), ("prove", "proved")):
-        part = store.fact(f"part of {name}")
-        if part:
-            yield f"{part[0]:,} of the {part[1]:,} examples of {name} {verb}, drawn at random, for the sake of the time limit"
-    if left := store.fact("batches left out"):
-        yield f"batch {' and '.join(map(str, left))} was not timed, for the sake of the time limit"
 
 
 def _cautions(asked: Settings, trials: Sequence[Trial], chosen: Chosen | None) -> Iterator[str]:

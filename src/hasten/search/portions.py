@@ -1,0 +1,94 @@
+"""What a time limit leaves of the data: as much as the network as given answers in a share of it, drawn before anyone looks.
+
+The store keeps it: `fitted` ("select": how many of how many; "batches" that are timed; "left": those that are not), `proving` (how many of
+how many). A score that is no mean over examples (AUC, macro F1) needs its rare classes and is never cut.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from hasten.core.data import View, drawn
+from hasten.core.network import Arrays
+from hasten.core.report import Limit
+from hasten.core.runner import Runner
+from hasten.core.score import Score
+from hasten.core.store import Store
+from hasten.load.split import fewest
+from hasten.search.catalogue import Settings
+
+# Of the time limit, that the network as given may take for *select*, for *prove*, and for a call at a batch size that is no goal.
+SCORING, PROVING, CALL = 1 / 40, 1 / 8, 1 / 200
+LEAST = 200  # examples, however slow the network is
+_PIECE = 16  # examples that tell how fast it is
+_POWER = 2  # times as many as can show the limit at all
+
+
+def fit(runner: Runner, settings: Settings, select: View, score: Score, fixed_batch: int | None) -> dict[str, Any]:
+    """The fact `fitted`, by the second of two calls of the network as given."""
+    if settings.time_limit_s is None:
+        return {"select": [len(select), len(select)], "batches": list(settings.batches), "left": []}
+    piece = select.take(slice(max(_PIECE, fixed_batch or 1)))
+    runner.outputs(piece.inputs)
+    began = time.perf_counter()
+    outputs = runner.outputs(piece.inputs)
+    each_s = (time.perf_counter() - began) / len(piece)
+    size = len(select) if _of_the_whole(score, outputs, piece) else _fitting(settings, len(select), each_s, SCORING, LEAST)
+    needed = {settings.batch, *settings.objective.batches}
+    batches = [b for b in settings.batches if b in needed or b * each_s <= CALL * settings.time_limit_s]
+    return {"select": [size, len(select)], "batches": batches, "left": [b for b in settings.batches if b not in batches]}
+
+
+def taken(select: View, settings: Settings, fitted: dict[str, Any]) -> tuple[View, Settings]:
+    """What is left of *select* and of the batch sizes."""
+    size = fitted["select"][0]
+    part = select if size == len(select) else select.take(drawn(len(select), size, seed=settings.seed))
+    return part, replace(settings, batches=tuple(fitted["batches"]))
+
+
+def proving(settings: Settings, size: int, each_s: float, score: Score) -> int:
+    """How many of `size` examples prove.
+
+    Args:
+        settings: with the limit in the score's unit.
+        each_s: seconds of the network as given for an example.
+        score: one that is a mean over examples.
+    """
+    return _fitting(settings, size, each_s, PROVING, max(LEAST, _POWER * (_showing(settings.limit, score) or 0)))
+
+
+def told(store: Store) -> tuple[dict[str, int], list[str]]:
+    """The examples that were used of *select* and *prove*, where it is known, and what the report says of what was left out."""
+    used, said = {}, []
+    fitted, prove = store.fact("fitted") or {}, store.fact("proving")
+    for name, verb, part in (("select", "chose", fitted.get("select")), ("prove", "proved", prove)):
+        if part:
+            used[name] = part[0]
+        if part and part[0] < part[1]:
+            said.append(f"{part[0]:,} of the {part[1]:,} examples of {name} {verb}, drawn at random, for the sake of the time limit")
+    if left := fitted.get("left"):
+        said.append(f"batch {' and '.join(map(str, left))} was not timed, for the sake of the time limit")
+    return used, said
+
+
+def _of_the_whole(score: Score, outputs: Arrays, piece: View) -> bool:
+    target = piece.labels if score.target == "labels" else outputs[0]
+    return target is not None and score.per_example(outputs, target) is None
+
+
+def _showing(limit: Limit, score: Score) -> int | None:
+    """The fewest examples that can show the limit: none changes; None where that is not known beforehand."""
+    if score.zero_one:
+        return fewest(limit.max_drop, limit.confidence)
+    if score.unit != "pt" or not 0 < limit.max_drop < 1:
+        return None
+    return math.ceil(math.log(1 - limit.confidence) / math.log(1 - limit.max_drop))  # Gaffke's bound of shares
+
+
+def _fitting(settings: Settings, examples: int, each_s: float, share: float, least: int) -> int:
+    if settings.time_limit_s is None:
+        return examples
+    return min(examples, max(least, int(min(share * settings.time_limit_s / max(each_s, 1e-9), 1e9))))
