@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hasten.core.errors import DataRefused, ModelRefused
 from hasten.load import saved
 from hasten.load.files import open_network
 from hasten.load.lower import forward, lower
+from hasten.load.program import export_program
 from networks import equal
 
 transformers = pytest.importorskip("transformers")
@@ -66,6 +69,19 @@ def test_another_process_can_read_it(tmp_path: Path) -> None:
     again = saved.load(tmp_path / "saved")
     assert again.open_axes == ((1,), (1,))
     assert equal(forward(again, (IDS, MASK)), forward(network, (IDS, MASK)))
+
+
+def test_its_program_is_read_without_transformers(tmp_path: Path) -> None:
+    write(tmp_path / "model", "features")
+    network = open_network(tmp_path / "model", (IDS, MASK))
+    torch.export.save(export_program(network), tmp_path / "model.pt2")
+    np.save(tmp_path / "wanted.npy", forward(network, (IDS, MASK))[0])
+    code = (
+        "import sys, torch, numpy as np; "
+        f"made = torch.export.load(r'{tmp_path}/model.pt2').module()(*map(torch.tensor, ({IDS.tolist()}, {MASK.tolist()}))); "
+        f"assert 'transformers' not in sys.modules; np.testing.assert_allclose(made[0].detach(), np.load(r'{tmp_path}/wanted.npy'), atol=1e-5)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_data_an_example_is_made_up(tmp_path: Path) -> None:

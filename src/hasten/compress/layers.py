@@ -58,7 +58,7 @@ def _digest(module: nn.Module) -> int:
     found = 0
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         plain = value.detach().to_dense() if value.is_sparse else value.detach()
-        found = zlib.crc32(memoryview(plain.contiguous().reshape(-1).view(torch.uint8).numpy()), zlib.crc32(name.encode(), found))
+        found = zlib.crc32(plain.contiguous().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
     return found
 
 
