@@ -24,10 +24,11 @@ from hasten.core.network import Network
 from hasten.core.recipe import Context, Recipe, Stage
 from hasten.core.report import Trial
 from hasten.core.store import Store
-from hasten.search import conclude, export, finals, prover
+from hasten.search import conclude, export, finals, prover, run
 from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.workshop import Workshop
+from methods import Mend, Quick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,17 @@ def test_what_is_not_trained_gets_a_third_of_the_time_left(tmp_path: Path, monke
     for deadline_s, reserve_s, search_s in others:
         assert reserve_s == pytest.approx(50 + 2.5 * 600 * 0.01)  # 600 examples to prove with, at 10 ms each
         assert 20 < deadline_s <= search_s / 3
+
+
+def test_what_ordinary_trials_took_is_allowed_near_the_end() -> None:
+    untrained, trained = Recipe((), Quick()), Recipe((Mend(),), Quick())
+    told: dict[str, Any] = {"words": "", "state": "finished", "measurement": object()}
+    said = [Trial(number=at, recipe=r.to_json(), seconds=s, **told) for at, (r, s) in enumerate([(untrained, 4.0), (trained, 60.0)])]
+    assert run._allowed(untrained, said, 90.0) == 30.0
+    assert run._allowed(untrained, said, 12.0) == 8.0
+    assert run._allowed(untrained, said, 6.0) == 6.0
+    assert run._allowed(untrained, said, 1.0) == 5.0
+    assert run._allowed(trained, said, 90.0) == 90.0
 
 
 def test_every_plain_engine_is_raced_though_the_time_is_over(tmp_path: Path) -> None:

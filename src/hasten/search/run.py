@@ -146,10 +146,10 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
         if clock.left_s() <= settings.reserve_s and recipe not in race:
             break
         began = time.monotonic()
-        left_s = (clock.left_s() - settings.reserve_s) * (1.0 if any(map(trains, recipe.steps)) else _UNTRAINED)
+        seconds = _allowed(recipe, said, clock.left_s() - settings.reserve_s)
         if crew:
             crew.follow(begin, said)
-        with bench.workshop.within(max(_LEAST_S, left_s)):
+        with bench.workshop.within(seconds):
             trial = bench.attempt(recipe, watch.progress)
         said.append(trial)
         watch.coming = _coming(begin, said, settings, watch.coming)
@@ -161,6 +161,14 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
             recipe = None
     if crew:
         crew.drop()
+
+
+def _allowed(recipe: Recipe, said: Sequence[Trial], left_s: float) -> float:
+    """Seconds that a trial may take: all that are left where it trains, else a third, or twice what the longest so far took."""
+    if any(map(trains, recipe.steps)):
+        return max(_LEAST_S, left_s)
+    longest = max((t.seconds for t in said if t.measurement and not any(map(trains, Recipe.from_json(t.recipe).steps))), default=0.0)
+    return max(_LEAST_S, min(left_s, max(_UNTRAINED * left_s, 2 * longest)))
 
 
 def _guesses(job: Job) -> dict[type[Step], Step]:
