@@ -272,6 +272,8 @@ def test_a_beginning_that_another_process_makes_is_waited_for(tmp_path: Path) ->
             other.wait(3)
         with alone(tmp_path, "cd" * 16):
             pass
+        with pytest.raises(subprocess.TimeoutExpired):  # closing any descriptor of the file would give up this lock as well
+            other.wait(1)
     assert other.communicate(timeout=120)[0] == b"in\n"
 
 

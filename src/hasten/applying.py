@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -215,6 +216,9 @@ def _place(out: Path) -> Iterator[Path]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"--out must be a new or empty folder, got {out}")
         out.mkdir(parents=True, exist_ok=True)
+        whole = out.resolve()
+        if whole.stat().st_dev != whole.parent.stat().st_dev or not os.access(whole.parent, os.W_OK):
+            raise UsageError(f"--out {out} must lie in a folder that can be written, on the same disk; choose a folder inside it")
     try:
         yield out
     except BaseException:

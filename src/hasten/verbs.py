@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from hasten.core.errors import BackendMissing, DataRefused, Interrupted, ModelRe
 from hasten.core.recipe import fingerprint
 from hasten.core.report import Accept, Goal, Limit, Report
 from hasten.core.store import Store
-from hasten.load.source import Source, digest_path
+from hasten.load.source import Source, digest_module, digest_path
 from hasten.measure import energy
 from hasten.search.clock import parse_duration
 from hasten.search.objective import Objective
@@ -210,7 +209,8 @@ class _Given:
             model = Source.of(model)
             name, digest = model.stem, model.digest()
         else:
-            name, digest = type(model).__name__, _digest_module(model)
+            check_module(model)
+            name, digest = type(model).__name__, digest_module(model)
         if not isinstance(data, (str, Path)):
             from hasten.load.data import read
 
@@ -359,6 +359,8 @@ def _usable(place: Path) -> Path:
 
 
 def _same(place: Path, store: Store, config: dict[str, Any]) -> None:
+    if store.fact("task") is None:  # nothing was opened yet
+        store.remember("config", config)
     known = store.once("config", lambda: config)
     if known != json.loads(json.dumps(config)):
         different = sorted(k for k in config if known.get(k) != json.loads(json.dumps(config[k])))
@@ -374,14 +376,3 @@ def check_module(module: Any) -> None:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise UsageError(f"model must be a torch module or the path of one, got {type(module).__name__}")
-
-
-def _digest_module(module: Any) -> str:
-    import torch
-
-    check_module(module)
-    digest = hashlib.sha256(str(module).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

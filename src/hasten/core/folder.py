@@ -123,6 +123,7 @@ def write(path: Path, data: bytes | str) -> None:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it appears as `path`, with a manifest, only when the block ends well. An older one is replaced."""
+    path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.part")
     with storage(path.parent):
         shutil.rmtree(temporary, ignore_errors=True)

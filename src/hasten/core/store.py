@@ -91,6 +91,11 @@ class Store:
                 )
         return self._read("WHERE key = ?", key)[0]
 
+    def forget(self, number: int) -> None:
+        """Takes a trial out, so that its recipe is tried again."""
+        with _errors(self._file):
+            self._db.execute("DELETE FROM trials WHERE number = ?", (number,))
+
     def finish(self, number: int, measurement: Measurement, *, seconds: float, pace_s: float | None = None) -> None:
         """Ends a trial with its measurement."""
         self._end(number, "finished", json.dumps(measurement.to_json()), None, seconds, pace_s)

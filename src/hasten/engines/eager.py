@@ -22,7 +22,7 @@ def load(folder):
     network = pickle.load(open(f"{{folder}}/network.pkl", "rb"))
     @torch.inference_mode()
     def run(*inputs):
-        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))))
+        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))) if isinstance(o, torch.Tensor))
     return run
 """
 

@@ -19,7 +19,7 @@ def load(folder):
     network = torch.compile(torch.export.load(f"{{folder}}/model.pt2").module())
     @torch.inference_mode()
     def run(*inputs):
-        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))))
+        return tuple({output} for o in tree_leaves(network(*({input} for x in inputs))) if isinstance(o, torch.Tensor))
     return run
 """
 

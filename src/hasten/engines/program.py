@@ -20,7 +20,7 @@ def load(folder):
     network = torch.export.load(f"{{folder}}/model.pt2").module()
 {weights}    @torch.inference_mode()
     def run(*inputs):
-        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))))
+        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))) if isinstance(o, torch.Tensor))
     return run
 """
 _READ = '    network.load_state_dict(safetensors.torch.load_file(f"{folder}/model.safetensors"))\n'

@@ -81,6 +81,9 @@ def _write(network: Network, folder: Path) -> None:
         onnx.save(network.graph, folder / _BODY["graph"])
     if network.source is not None:
         onnx.save(network.source, folder / _BODY["graph"])
+    for body in set(_BODY.values()):
+        if (folder / body).exists():
+            (folder / body).chmod(0o600)  # whatever the umask; `load` asks for it
     np.savez(folder / "example.npz", **{f"x{i}": a for i, a in enumerate(network.example)})  # type: ignore[arg-type]
     facts: dict[str, Any] = {"format": FORMAT, "kind": network.kind, "fixed_batch": network.fixed_batch, "notes": network.notes}
     facts["open_axes"] = network.open_axes

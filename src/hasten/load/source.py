@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import glob
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from hasten.core.errors import StorageError, UsageError
@@ -75,13 +79,37 @@ class Source:
         return found[0] if len(found) == 1 and not self.name and not self.pins else fingerprint([*found, self.name, dict(self.pins)])
 
     def files(self) -> Iterator[Path]:
-        """The files and folders that it names."""
-        yield Path(self.path)
+        """The files and folders that it names, with what lies beside them and belongs to them."""
+        path = Path(self.path)
+        yield path
+        if path.suffix == ".onnx" and path.is_file():  # weights outside, as exporters name them: m.onnx.data, m.onnx_data
+            yield from sorted(p for p in path.parent.glob(f"{glob.escape(path.name)}?*") if p.is_file())
+        if self.is_script:
+            yield from _local_imports(path, {path})
         if self.weights is not None:
             weights = Path(self.weights)
             yield weights
             if weights.name.endswith(".index.json"):
                 yield from sorted(weights.parent.glob("*.safetensors"))
+
+
+def _local_imports(script: Path, known: set[Path]) -> Iterator[Path]:
+    """The Python files beside a script that it imports, and what they import."""
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # whoever runs it says so
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [a.name for a in node.names]
+        for name in names:
+            inside = script.parent.joinpath(*name.split("."))
+            for file in (inside.with_name(f"{inside.name}.py"), inside / "__init__.py"):
+                if file not in known and file.is_file():
+                    known.add(file)
+                    yield file
+                    yield from _local_imports(file, known)
 
 
 def digest_path(path: Path) -> str:
@@ -96,3 +124,32 @@ def digest_path(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as why:
         raise StorageError(f"cannot read {path}: {why.strerror}") from why
+
+
+def digest_module(module: Any) -> str:
+    """SHA-256 of what a torch module does: its layers, their plain attributes, the code of their classes, the weights."""
+    import torch
+
+    digest = hashlib.sha256(str(module).encode())
+    for name, layer in module.named_modules():
+        plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str, tuple, type(None))) and k != "training"}
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", f"{name}{sorted(plain.items())}{_code(type(layer))}").encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _code(kind: type) -> str:
+    """What the methods of a class and its bases do, but for those of torch itself."""
+
+    def of(code: CodeType) -> str:
+        return f"{code.co_code.hex()}{code.co_names}{[constant(c) for c in code.co_consts]}"
+
+    def constant(value: object) -> str:
+        if isinstance(value, CodeType):
+            return of(value)
+        return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
+    return "".join(of(f.__code__) for base in own for _, f in sorted(vars(base).items()) if isinstance(f, FunctionType))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from hasten.core import folder
@@ -40,7 +41,7 @@ def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str
             shutil.copytree(source, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
         recipe = Recipe.from_json(trial.recipe).to_json()
         (fresh / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-        packages = needs((fresh / "load.py").read_text())
+        packages = needs((fresh / "load.py").read_text()) + (["cloudpickle"] if (fresh / "network.pkl").exists() else [])
         (fresh / "README.md").write_text(_README.format(words=trial.words, standing="" if proved else _UNPROVED, needs=", ".join(packages)))
 
 
@@ -53,6 +54,7 @@ def add(place: Path, name: str, text: str) -> None:
 
 def needs(loader: str) -> list[str]:
     """Names of the packages that a `load.py` imports."""
-    imported = [line.removeprefix("import ") for line in loader.splitlines() if line.startswith("import ")]
-    modules = {name.strip().split(".")[0] for line in imported for name in line.split(",")}
-    return sorted((modules - {"functools", "pickle"}) | {"numpy"})
+    lines = [line.split() for line in loader.splitlines() if line.startswith(("import ", "from "))]
+    named = [words[1:2] if words[0] == "from" else "".join(words[1:]).split(",") for words in lines]
+    modules = {name.split(".")[0] for names in named for name in names}
+    return sorted((modules - sys.stdlib_module_names) | {"numpy"})

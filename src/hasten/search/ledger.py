@@ -12,18 +12,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hasten.core import folder
+from hasten.core.errors import StorageError
 from hasten.core.report import Opening
 
 
 def state_folder() -> Path:
     """`$XDG_STATE_HOME/hasten`, by default under `~/.local/state`: what outlives a run."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(os.path.join("~", ".local", "state"))
     return Path(state) / "hasten"
 
 
 def ledger_file() -> Path:
     """`openings.jsonl` there."""
     return state_folder() / "openings.jsonl"
+
+
+def check() -> None:
+    """Raises StorageError where the ledger cannot be written: before a search, not behind it."""
+    file = ledger_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        open(file, "ab").close()
+    except OSError as why:
+        raise StorageError(f"cannot write {file}: {why.strerror}; set XDG_STATE_HOME to a folder that can be written") from why
 
 
 def record(fingerprint: str, candidates: tuple[int, ...], *, run: str) -> Opening:

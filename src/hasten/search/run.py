@@ -16,7 +16,7 @@ from hasten.core.report import Report, Trial
 from hasten.core.score import Score
 from hasten.core.store import Store
 from hasten.measure import machine
-from hasten.search import portions, summary, warm
+from hasten.search import ledger, portions, summary, warm
 from hasten.search.anytime import Best
 from hasten.search.bench import Bench
 from hasten.search.board import Dialogue
@@ -58,6 +58,7 @@ def optimize(job: Job) -> Report:
     """
     if job.store.fact("final"):
         return summary.report(job.folder, job.store)
+    ledger.check()
     before_s = job.store.fact("seconds") or 0.0
     clock = Clock(limit_s=job.settings.time_limit_s, elapsed_s=job.watch.elapsed_s, before_s=before_s)
     if clock.limit_s is not None:
@@ -98,6 +99,7 @@ def _settle(job: Job, bench: Bench) -> Job:
     job.watch.stage("search", "measuring the network as given")
     first = bench.attempt(Recipe((), job.catalogue.as_given), job.watch.progress)
     if not first.measurement:
+        job.store.forget(first.number)  # what was wrong may pass: memory, time, a package
         raise ModelRefused(f"the network does not run as given: {first.reason}")
     each_s = min(e.p50_ms / e.batch for e in first.measurement.latency) / 1e3
     settings, prove = bench.settings.settled(first.measurement.score), job.views.prove

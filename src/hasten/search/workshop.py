@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from hasten.core import child, folder
 from hasten.core.child import Child
 from hasten.core.data import View
-from hasten.core.errors import ChildFailed, HastenError, Unsupported
+from hasten.core.errors import ChildFailed, Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.core.recipe import Context, Loss, Profile, Recipe, Space, Step, fingerprint, part_to_json
 from hasten.core.runner import batch_of, piecewise
@@ -204,7 +205,7 @@ def load(folder):
     network = torch.export.load(f"{folder}/model.pt2").module()
     @torch.inference_mode()
     def run(*inputs):
-        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))))
+        return tuple(o.numpy() for o in tree_leaves(network(*map(torch.from_numpy, inputs))) if isinstance(o, torch.Tensor))
     return run
 """
 
@@ -216,13 +217,15 @@ def _ship(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, int
     original = _original(run)
     if original.kind == "graph" or original.source is not None:
         return False
-    try:
-        program = export_program(original)
-    except HastenError:
-        return False
     import torch
 
-    torch.export.save(program, Path(into) / "model.pt2")
+    try:
+        torch.export.save(export_program(original), Path(into) / "model.pt2")
+    except Exception as why:  # torch raises what it likes on nodes that it can export and cannot write
+        (Path(into) / "model.pt2").unlink(missing_ok=True)
+        if isinstance(why, OSError) and folder.at_its_end(why):
+            raise
+        return False
     (Path(into) / "load.py").write_text(_LOAD_PT2)
     return True
 
@@ -236,8 +239,8 @@ def _survey(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) -
     for kind in cloudpickle.loads(pickled.tobytes()):
         try:
             found[kind.__name__] = {"space": dict(_space(kind, original, Path(run)))}
-        except HastenError as why:
-            found[kind.__name__] = {"reason": str(why)}
+        except Exception as why:  # a step that fails on this network costs itself, not the search
+            found[kind.__name__] = {"reason": str(why) or type(why).__name__}
     return found
 
 
@@ -292,12 +295,24 @@ def alone(cache: Path, name: str) -> Iterator[None]:
     """
     with folder.storage(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        file = open(cache / "lock", "ab")  # noqa: SIM115 - closed below; a step's own errors are not the disk's
+        file = _lock_file(cache / "lock")
+    byte = int(name[:12], 16)
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(name[:12], 16))
         yield
     finally:
-        file.close()
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
+
+
+_LOCKS: dict[Path, BinaryIO] = {}
+
+
+def _lock_file(path: Path) -> BinaryIO:
+    """Open as long as the process lives: closing any descriptor of a file gives up all of a process's locks on it."""
+    file = _LOCKS.get(path)
+    if file is None or not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+        file = _LOCKS[path] = open(path, "ab")  # noqa: SIM115 - see above
+    return file
 
 
 @functools.cache
