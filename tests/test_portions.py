@@ -44,7 +44,9 @@ class Slow:
 def fitted(each_s: float, settings: Settings = SETTINGS, score: Score | None = None) -> dict[str, Any]:
     slow, select = Slow(each_s), View(inputs=(np.arange(1000)[:, None],), labels=LABELS)
     with mock.patch.object(portions, "time", slow):
-        return portions.fit(slow, settings, select, score or Accuracy(), None)  # type: ignore[arg-type]
+        found = portions.fit(slow, settings, select, score or Accuracy(), None)  # type: ignore[arg-type]
+    assert found.pop("each_s") == pytest.approx(0.0 if settings.time_limit_s is None else each_s)
+    return found
 
 
 def test_of_a_sealed_view_a_part_is_drawn_by_the_seed_alone() -> None:
@@ -135,7 +137,7 @@ def test_a_search_with_little_time_chooses_and_proves_by_a_part(tmp_path: Path) 
 def test_a_run_that_goes_on_keeps_the_parts_that_it_had(tmp_path: Path) -> None:
     select = View(inputs=(np.arange(1000)[:, None],), labels=LABELS)
     store = Store(tmp_path / "run.sqlite")
-    store.remember("fitted", {"select": [300, 1000], "batches": [1], "left": [32]})
+    store.remember("fitted", {"select": [300, 1000], "batches": [1], "left": [32], "each_s": 0.02})
     benches = [Bench(tmp_path, store, select, Accuracy(), SETTINGS, None) for _ in range(2)]  # type: ignore[arg-type]
     store.close()
     assert [len(b.select) for b in benches] == [300, 300]

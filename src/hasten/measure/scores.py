@@ -19,6 +19,7 @@ from hasten.core.data import Array
 from hasten.core.errors import DataRefused, UsageError
 from hasten.core.network import Arrays
 from hasten.core.score import Score
+from hasten.measure import distances
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 Target = Literal["labels", "original"]
@@ -174,14 +175,7 @@ class Fidelity(_Share):
         """(n,) values, `target` being the original's first output. Raises DataRefused where the shapes differ."""
         if outputs[0].shape != target.shape:
             raise DataRefused(f"outputs must have the original's shape {target.shape}, got {outputs[0].shape}")
-        ours, theirs = (a.reshape(len(a), -1).astype(float) for a in (outputs[0], target))
-        both = np.isfinite(ours) & np.isfinite(theirs)
-        broken = ~(both | (ours == theirs)).all(axis=1)
-        distance = (np.where(both, ours, 0) - np.where(both, theirs, 0)) ** 2
-        clean = np.where(np.isfinite(theirs), theirs, 0)
-        variation = ((clean - clean.mean(axis=0)) ** 2).sum(axis=1).mean() or (clean**2).sum(axis=1).mean()
-        lost = distance.sum(axis=1) / variation if variation > 0 else (distance > 0).any(axis=1).astype(float)
-        return np.asarray(np.where(broken, 0.0, np.clip(1 - lost, 0, 1)))
+        return distances.kept(outputs[0], target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,8 +149,8 @@ class Bench:
         base = self.baseline
         assert base is not None
         check_alike(base.outputs, outputs)
-        score = finite(self.score.value(outputs, base.target))
         values = self.score.per_example(outputs, base.target)
+        score = finite(self.score.value(outputs, base.target) if values is None else float(values.mean()))
         flips = None if values is None or base.values is None else float(np.mean(values != base.values))
         return Measurement(
             score=score,

@@ -1,7 +1,8 @@
 """What a time limit leaves of the data: as much as the network as given answers in a share of it, drawn before anyone looks.
 
-The store keeps it: `fitted` ("select": how many of how many; "batches" that are timed; "left": those that are not), `proving` (how many of
-how many). A score that is no mean over examples (AUC, macro F1) needs its rare classes and is never cut.
+The store keeps it: `fitted` ("select": how many of how many; "batches" that are timed; "left": those that are not; "each_s": seconds
+of an example), `proving` (how many of how many). A score that is no mean over examples (AUC, macro F1) needs its rare classes and is
+never cut.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ _POWER = 2  # times as many as can show the limit at all
 def fit(runner: Runner, settings: Settings, select: View, score: Score, fixed_batch: int | None) -> dict[str, Any]:
     """The fact `fitted`, by the second of two calls of the network as given."""
     if settings.time_limit_s is None:
-        return {"select": [len(select), len(select)], "batches": list(settings.batches), "left": []}
+        return {"select": [len(select), len(select)], "batches": list(settings.batches), "left": [], "each_s": 0.0}
     piece = select.take(slice(max(_PIECE, fixed_batch or 1)))
     runner.outputs(piece.inputs)
     began = time.perf_counter()
     outputs = runner.outputs(piece.inputs)
+    whole = _of_the_whole(score, outputs, piece)  # outputs may be so large that scoring takes longer than the network
     each_s = (time.perf_counter() - began) / len(piece)
-    size = len(select) if _of_the_whole(score, outputs, piece) else _fitting(settings, len(select), each_s, SCORING, LEAST)
+    size = len(select) if whole else _fitting(settings, len(select), each_s, SCORING, LEAST)
     needed = {settings.batch, *settings.objective.batches}
     batches = [b for b in settings.batches if b in needed or b * each_s <= CALL * settings.time_limit_s]
-    return {"select": [size, len(select)], "batches": batches, "left": [b for b in settings.batches if b not in batches]}
+    left = [b for b in settings.batches if b not in batches]
+    return {"select": [size, len(select)], "batches": batches, "left": left, "each_s": each_s}
 
 
 def taken(select: View, settings: Settings, fitted: dict[str, Any]) -> tuple[View, Settings]:

@@ -19,7 +19,7 @@ from hasten.core.errors import DataRefused
 from hasten.core.network import Arrays
 from hasten.core.report import Bound, Certificate, Limit
 from hasten.core.score import Score
-from hasten.measure import statistics
+from hasten.measure import distances, statistics
 
 EQUAL_TOLERANCE = 1e-3
 HOPELESS = 2.0
@@ -126,7 +126,7 @@ def equal_outputs(base_outputs: Arrays, outputs: Arrays) -> bool:
     What is NaN or infinite must be so in both.
     """
     _check_shapes(base_outputs, outputs)
-    return all(_close(a.astype(float), b.astype(float)) for a, b in zip(base_outputs, outputs, strict=True))
+    return all(distances.close(a, b, EQUAL_TOLERANCE) for a, b in zip(base_outputs, outputs, strict=True))
 
 
 def _judge(
@@ -151,12 +151,18 @@ def _judge(
     return Certificate(trial=trial, verdict="exceeded", bound=bound)
 
 
+def mean(score: Score, outputs: Arrays, target: Array) -> float:
+    """The score, by its values per example where it has them."""
+    values = score.per_example(outputs, target)
+    return score.value(outputs, target) if values is None else float(values.mean())
+
+
 def _equal(base_outputs: Arrays, outputs: Arrays, target: Array | None, *, score: Score, limit: Limit) -> Bound | None:
     """What `equal` rests on: the same outputs, no flip of a 0/1 score, and no drop that would matter; else None."""
     if not equal_outputs(base_outputs, outputs):
         return None
     against = _against(base_outputs, target, score)
-    base, new = score.value(base_outputs, against), score.value(outputs, against)
+    base, new = mean(score, base_outputs, against), mean(score, outputs, against)
     if base - new > max(limit.max_drop, EQUAL_TOLERANCE * abs(base)):
         return None
     flips = 0 if score.zero_one else None
@@ -214,14 +220,6 @@ def _breakage(outputs: Arrays, target: Array, score: Score, rng: np.random.Gener
         index[at] = rng.integers(0, n)
         worst = max(worst, whole - score.value(tuple(o[index] for o in outputs), target))
     return worst
-
-
-def _close(a: Array, b: Array) -> bool:
-    finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return False
-    largest = np.abs(a[finite]).max(initial=0.0)
-    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= EQUAL_TOLERANCE * largest)  # NaN compares false
 
 
 def _check_shapes(base_outputs: Arrays, outputs: Arrays) -> None:

@@ -101,7 +101,7 @@ def _settle(job: Job, bench: Bench) -> Job:
     if not first.measurement:
         job.store.forget(first.number)  # what was wrong may pass: memory, time, a package
         raise ModelRefused(f"the network does not run as given: {first.reason}")
-    each_s = min(e.p50_ms / e.batch for e in first.measurement.latency) / 1e3
+    each_s = max(job.store.fact("fitted")["each_s"], min(e.p50_ms / e.batch for e in first.measurement.latency) / 1e3)
     settings, prove = bench.settings.settled(first.measurement.score), job.views.prove
     if bench.baseline and bench.baseline.values is not None:
         size, _ = job.store.once("proving", lambda: [portions.proving(settings, prove.size, each_s, job.score), prove.size])

@@ -245,6 +245,8 @@ def miss_words(trials: Mapping[int, Trial], best: Chosen, caps: Sequence[str], l
 
 def class_changes(score: Score, proof: Proof, number: int, task: Mapping[str, Any]) -> tuple[ClassChange, ...]:
     """The score of each class on *prove* before and after, where there are classes and a score per example."""
+    if proof.view.labels is None:
+        return ()
     values = [score.per_example(outputs, proof.target) for outputs in (proof.original, proof.outputs[number])]
     found = by_class(proof.view.labels, values, task.get("classes") or [])
     return tuple(ClassChange(name=name, n=n, before=before, after=after) for name, n, (before, after) in found)
