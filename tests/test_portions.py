@@ -67,6 +67,7 @@ def test_what_chooses_and_which_batches_are_timed() -> None:
     assert fitted(0.001) == {"select": [1000, 1000], "batches": [1, 32], "left": []}
     assert fitted(0.010) == {"select": [300, 1000], "batches": [1, 32], "left": []}
     assert fitted(0.020) == {"select": [200, 1000], "batches": [1], "left": [32]}
+    assert fitted(0.5)["select"] == [24, 1000]
     assert fitted(9.0, replace(SETTINGS, time_limit_s=None)) == {"select": [1000, 1000], "batches": [1, 32], "left": []}
     assert fitted(9.0, replace(SETTINGS, goals=("throughput",)))["batches"] == [1, 32]
 
@@ -80,9 +81,11 @@ def test_a_score_of_the_whole_keeps_its_rare_classes() -> None:
     [
         (Accuracy(), 0.001, 5000),
         (Accuracy(), 0.010, 1500),
-        (Accuracy(), 1.0, 2 * 268),
-        (Fidelity(), 1.0, 2 * 299),
-        (SquaredError(), 1.0, 200),
+        (Accuracy(), 0.05, 2 * 268),
+        (Fidelity(), 0.05, 2 * 299),
+        (SquaredError(), 0.1, 200),
+        (Accuracy(), 1.0, 30),
+        (Accuracy(), 60.0, 16),
     ],
 )
 def test_what_proves_can_show_the_limit(score: Score, each_s: float, expected: int) -> None:
@@ -92,7 +95,7 @@ def test_what_proves_can_show_the_limit(score: Score, each_s: float, expected: i
 
 def test_a_relative_limit_is_shown_in_the_unit_of_the_score() -> None:
     settings = replace(SETTINGS, relative_drop=0.01).settled(0.5)
-    assert portions.proving(settings, 5000, 1.0, Accuracy()) == 2 * (fewest(0.005, 0.95) or 0)
+    assert portions.proving(settings, 5000, 0.025, Accuracy()) == 2 * (fewest(0.005, 0.95) or 0)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((100, 10), 64), ((100, 3, 224, 224), 6), ((2, 3, 2000, 2000), 2), ((0, 4), 64)])

@@ -137,14 +137,15 @@ def _data(job: Job, settings: Fit) -> tuple[View, View | None, str | None]:
     if scripted and job.data is None:
         raise UsageError(f"{job.model} needs --data: a file, a folder of images, or one of the tasks {', '.join(tasks.names())}")
     source = job.data if scripted and job.data is not None else job.model
-    held_out = None
+    held_out, classes = None, None
     if not scripted or source.replace("-", "_") in tasks.names():
         found = tasks.load(source)
         view, held_out = found.train, found.held_out
     else:
-        view = read(source, target=job.target).view
+        loaded = read(source, target=job.target)
+        view, classes = loaded.view, loaded.classes
     if job.validation is not None:
-        return view, read(job.validation, target=job.target).view, job.validation
+        return view, read(job.validation, target=job.target, classes=classes).view, job.validation
     if not settings.needs_validation:
         return view, held_out, "held-out data" if held_out else None
     order = np.random.default_rng(settings.seed).permutation(len(view))
@@ -168,7 +169,10 @@ def _written(job: Job, settings: Fit, fitted: Fitted, view: View, of: str | None
 
     known = records.read(job.run / "log.jsonl")
     last = known[-1]
-    looks = [r for r in known if r.accuracy is not None]
+    looks = [r for r in known if r.validation is not None]
+    shown = None  # the look at what is handed over
+    if looks:
+        shown = looks[-1] if settings.stop.patience is None else min(looks, key=lambda r: r.validation or 0.0)
     result = {
         "run": str(job.run),
         "examples": len(view),
@@ -178,8 +182,8 @@ def _written(job: Job, settings: Fit, fitted: Fitted, view: View, of: str | None
         "learning_rate": max(r.rate for r in known),
         "loss": last.loss,
         "validation_data": of,
-        "validation_loss": fitted.looks[-1] if fitted.looks else None,
-        "accuracy": looks[-1].accuracy if looks else None,
+        "validation_loss": shown.validation if shown else None,
+        "accuracy": shown.accuracy if shown else None,
         "seconds": round(fitted.seconds, 3),
         "compile_seconds": round(fitted.compile_seconds, 3),
         "ended": fitted.ended,

@@ -49,14 +49,24 @@ def lifted(network: Network) -> fx.GraphModule:
     known = _LIFTED.get(network)
     if known is None or known[0] != weights:
         with quiet():
-            known = _LIFTED[network] = weights, lift(export_program(settled(network)[0]))
+            known = _LIFTED[network] = weights, _as_frozen(network.module, lift(export_program(settled(network)[0])))
     return copy.deepcopy(known[1])
+
+
+def _as_frozen(module: nn.Module, made: fx.GraphModule) -> fx.GraphModule:
+    """What does not train stays so, but where nothing does: that is a network made ready to be used."""
+    learns = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
+    if any(learns.values()):
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and learns.get(name, True))
+    return made
 
 
 def _digest(module: nn.Module) -> int:
     """Of all its numbers, so that a network whose weights were written on after all is exported again."""
     found = 0
     for name, value in (*module.named_parameters(), *module.named_buffers()):
+        name = f"{name}{value.requires_grad}"
         plain = value.detach().to_dense() if value.is_sparse else value.detach()
         found = zlib.crc32(plain.contiguous().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
     return found

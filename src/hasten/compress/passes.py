@@ -49,6 +49,8 @@ def gradients(module: nn.Module, weights: Sequence[Tensor], network: Network, co
     if context.loss == "original":
         raise Unsupported("gradients need labels: the distance to the original's own outputs is 0, and so is its gradient")
     view, size = context.train, network.fixed_batch or BATCH
+    if size == 1:
+        raise Unsupported("gradients are taken on batches, this network takes one example at a time; re-export with a dynamic batch")
     if len(view) < (network.fixed_batch or 1):
         raise DataRefused(f"gradients need at least {network.fixed_batch or 1} examples, got {len(view)}")
     view = view.take(np.linspace(0, len(view) - 1, min(len(view), _EXAMPLES)).round().astype(np.int64))
@@ -60,7 +62,7 @@ def gradients(module: nn.Module, weights: Sequence[Tensor], network: Network, co
     try:
         for w in weights:
             w.requires_grad_(True)
-        aim = objective(Fit(loss=context.loss, batch=max(2, size)), module, None, inputs, view.labels)
+        aim = objective(Fit(loss=context.loss, batch=size), module, None, inputs, view.labels)
         for index in pieces:
             seen = tuple(a[index] for a in inputs)
             with torch.enable_grad():

@@ -23,7 +23,9 @@ from hasten.search.catalogue import Settings
 
 # Of the time limit, that the network as given may take for *select*, for *prove*, and for a call at a batch size that is no goal.
 SCORING, PROVING, CALL = 1 / 40, 1 / 8, 1 / 200
-LEAST = 200  # examples, however slow the network is
+LEAST = 200  # examples, where they take at most `CHOOSING` of the limit, or `SHOWING` for those that prove; else as many as do
+CHOOSING, SHOWING = 1 / 10, 1 / 4
+_FEWEST = 16  # however slow the network is
 _PIECE = 16  # examples that tell how fast it is
 _POWER = 2  # times as many as can show the limit at all
 
@@ -38,7 +40,7 @@ def fit(runner: Runner, settings: Settings, select: View, score: Score, fixed_ba
     outputs = runner.outputs(piece.inputs)
     whole = _of_the_whole(score, outputs, piece)  # outputs may be so large that scoring takes longer than the network
     each_s = (time.perf_counter() - began) / len(piece)
-    size = len(select) if whole else _fitting(settings, len(select), each_s, SCORING, LEAST)
+    size = len(select) if whole else _fitting(settings, len(select), each_s, (SCORING, CHOOSING), LEAST)
     needed = {settings.batch, *settings.objective.batches}
     batches = [b for b in settings.batches if b in needed or b * each_s <= CALL * settings.time_limit_s]
     left = [b for b in settings.batches if b not in batches]
@@ -60,7 +62,7 @@ def proving(settings: Settings, size: int, each_s: float, score: Score) -> int:
         each_s: seconds of the network as given for an example.
         score: one that is a mean over examples.
     """
-    return _fitting(settings, size, each_s, PROVING, max(LEAST, _POWER * (_showing(settings.limit, score) or 0)))
+    return _fitting(settings, size, each_s, (PROVING, SHOWING), max(LEAST, _POWER * (_showing(settings.limit, score) or 0)))
 
 
 def told(store: Store) -> tuple[dict[str, int], list[str]]:
@@ -91,7 +93,8 @@ def _showing(limit: Limit, score: Score) -> int | None:
     return math.ceil(math.log(1 - limit.confidence) / math.log(1 - limit.max_drop))  # Gaffke's bound of shares
 
 
-def _fitting(settings: Settings, examples: int, each_s: float, share: float, least: int) -> int:
+def _fitting(settings: Settings, examples: int, each_s: float, shares: tuple[float, float], least: int) -> int:
     if settings.time_limit_s is None:
         return examples
-    return min(examples, max(least, int(min(share * settings.time_limit_s / max(each_s, 1e-9), 1e9))))
+    usual, most = (int(min(share * settings.time_limit_s / max(each_s, 1e-9), 1e9)) for share in shares)
+    return min(examples, max(usual, min(least, most), _FEWEST))

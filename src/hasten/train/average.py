@@ -89,7 +89,34 @@ class Averaged:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
-        self._weights, self._count = list(state["weights"]), state["count"]
+        homes = self._module.parameters()
+        self._weights = [mine.to(home.device) for mine, home in zip(state["weights"], homes, strict=True)]
+        self._count = state["count"]
+
+
+class Swapped:
+    """Weights as they are handed over: the average in the place of the last, an optimizer that averages in its eval form."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, average: Averaged | None) -> None:
+        self._average = average
+        self._switches = [getattr(optimizer, name, None) for name in ("eval", "train")]  # as Schedule-Free has them
+        self.changes = average is not None or self._switches[0] is not None
+
+    def put(self) -> None:
+        """Puts them in place."""
+        if self._switches[0]:
+            self._switches[0]()
+        if self._average:
+            self._average.swap()
+
+    def __enter__(self) -> None:
+        self.put()
+
+    def __exit__(self, *why: object) -> None:
+        if self._average:
+            self._average.swap()
+        if self._switches[1]:
+            self._switches[1]()
 
 
 @torch.no_grad()

@@ -58,6 +58,12 @@ class Checkpoints:
         for old in self._found()[: -self.last]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def forget(self, *, after: int) -> None:
+        """Removes those of steps behind this one: the training went back and goes another way."""
+        for place in self._found():
+            if int(place.name.removeprefix("step-")) > after:
+                shutil.rmtree(place, ignore_errors=True)
+
     def newest(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
         """The newest state that is whole, or None, and a sentence on each damaged one that was passed over.
 

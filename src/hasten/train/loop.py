@@ -193,9 +193,9 @@ class Trainer:
         if settings.hints is not None and teacher is not None:
             index = probe(settings, inputs)
             shown, teacher = watched(settings.hints, student, teacher, tuple(a[index] for a in inputs))
-        aim = objective(settings, shown, teacher, inputs, labels)
-        example = tuple(a[:_EXAMPLE].to(place) for a in inputs)
-        look = None if self.validation is None else self._look(student, read(self.validation).view, place)
+        aim = objective(settings, shown, teacher, inputs, labels, whole=isinstance(data, View))
+        example = tuple(a[:_EXAMPLE].clone().to(place) for a in inputs)
+        look = None if self.validation is None else self._look(student, _known(self.validation), place)
         if not isinstance(data, View):
             _check_stream(settings, stream)
             stream.feed(aim.targets)
@@ -236,7 +236,9 @@ class Trainer:
         saved = time.monotonic()
         while run.step < run.steps and not run.ended:
             began = time.perf_counter()
-            record = run.advance()
+            before, record = run.step, run.advance()
+            if run.step <= before and self.checkpoints is not None:
+                self.checkpoints.forget(after=run.step)
             took.append(time.perf_counter() - began)
             if self.after_step(student, run.step, run.steps):
                 run.ended = run.ended or _BY_HAND
@@ -276,6 +278,11 @@ def fit(
     return trainer.fit(module, view)
 
 
+def _known(data: Any) -> View:
+    """A view as it is, for what trains may look; anything else is read."""
+    return data if isinstance(data, View) else read(data).view
+
+
 def _viewed(data: Any) -> View | Iterable[Any]:
     """Data that is there at once as a view; a stream as it is."""
     whole = isinstance(data, (tuple, Mapping, str, os.PathLike, np.ndarray, torch.Tensor))
@@ -295,6 +302,8 @@ def _check(settings: Fit, view: View) -> None:
 def _check_stream(settings: Fit, stream: Stream) -> None:
     if settings.needs_teacher and settings.hints is not None:
         raise Unsupported("hidden values are learnt from data in memory, this is a stream; give a View")
+    if settings.balance == "weights":
+        raise UsageError("balance='weights' counts the classes of all the data, this is a stream; give the weights themselves, or a View")
     if settings.balance == "sampling" or settings.augment().flip == "alternating":
         raise UsageError("balanced sampling and alternating flips need to know each example, this is a stream; give a View")
     if not stream.per_pass and settings.stop.steps is None:
@@ -342,4 +351,5 @@ def _take_up(run: Run, checkpoints: Checkpoints, identity: str) -> None:
     if state["of"] != identity:
         raise UsageError(f"{checkpoints.folder} holds a training with other settings, data or layers; choose a new folder")
     run.load(state["run"])
+    checkpoints.forget(after=run.step)  # damaged ones, which would take the place of whole ones
     run.notes += notes

@@ -52,8 +52,12 @@ class Objective:
         return self.loss(outputs, index, seen)
 
 
-def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, inputs: Tensors, labels: Array | None) -> Objective:
+def objective(
+    settings: Fit, module: nn.Module, teacher: nn.Module | None, inputs: Tensors, labels: Array | None, *, whole: bool = True
+) -> Objective:
     """The loss that `settings` ask for, after a look at what `module` (in eval mode) gives on one batch.
+
+    `whole`: inputs and labels are all of the data, not a stream's first batch.
 
     With hints both networks are `Watched`: their hidden values lie behind their outputs.
     """
@@ -64,12 +68,12 @@ def objective(settings: Fit, module: nn.Module, teacher: nn.Module | None, input
     shown = given[: len(given) - hidden]
     lesson = None
     if teacher is not None:
-        lesson = _Teacher(teacher, inputs, index, repeats=not settings.augment().on, hidden=hidden)
+        lesson = _Teacher(teacher, inputs, index, repeats=whole and not settings.augment().on, hidden=hidden)
     if lesson is not None and [o.shape for o in lesson.shown] != [o.shape for o in shown]:
         shapes = [[tuple(o.shape) for o in outputs] for outputs in (shown, lesson.shown)]
         raise UsageError(f"a teacher must give outputs of the network's shapes {shapes[0]}, got {shapes[1]}")
     taught = lesson if settings.loss == "original" or settings.distil else None
-    plain = _of_outputs(settings, shown, taught, labels)
+    plain = _of_outputs(settings, shown, taught, labels, whole)
     return plain if settings.hints is None or lesson is None else _hinted(settings.hints, plain, lesson)
 
 
@@ -80,7 +84,7 @@ def probe(settings: Fit, inputs: Tensors) -> torch.Tensor:
     return torch.linspace(0, examples - 1, size if size > 1 else min(_PROBED, examples)).long()
 
 
-def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: Array | None) -> Objective:
+def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: Array | None, whole: bool) -> Objective:
     if settings.loss == "original":
         assert lesson is not None  # `fit` has seen to it
         return _original(lesson)
@@ -88,7 +92,7 @@ def _of_outputs(settings: Fit, shown: Tensors, lesson: _Teacher | None, labels: 
         raise DataRefused(f"training with the loss {settings.loss!r} needs labels, got none; learn from the original instead")
     if settings.loss == "values":
         return _values(settings, Targets(labels, lambda given: as_values(given, shown[0])), lesson)
-    return _classes(settings, shown[0], Targets(labels, lambda given: as_classes(given, shown[0])), lesson)
+    return _classes(settings, shown[0], Targets(labels, lambda given: as_classes(given, shown[0])), lesson, whole)
 
 
 class Known(nn.Module):
@@ -191,15 +195,20 @@ def _values(settings: Fit, labels: Targets, teacher: _Teacher | None) -> Objecti
     return Objective(loss=loss, targets=labels)
 
 
-def _classes(settings: Fit, shown: torch.Tensor, labels: Targets, teacher: _Teacher | None) -> Objective:
+def _classes(settings: Fit, shown: torch.Tensor, labels: Targets, teacher: _Teacher | None, whole: bool) -> Objective:
     axis, warmth, distil = class_axis(shown, labels.values.shape), settings.temperature, settings.distil
     weights = class_weights(labels.values, shown.shape[axis], settings.balance)
+    gaps = not whole or bool((labels.values == IGNORED).any()) or (weights is not None and bool((weights == 0).any()))
     rows = _score_rows(shown, axis)
     teacher_rows = rows if teacher is None else _score_rows(teacher.shown[0], axis)
 
     def loss(outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
         scores = rows(outputs[0])
-        hard = F.cross_entropy(scores, labels[index].flatten(), weights, label_smoothing=settings.label_smoothing)
+        told = labels[index].flatten()
+        if gaps and not count(index):
+            hard = scores.sum() * 0.0  # a batch without any target
+        else:
+            hard = F.cross_entropy(scores, told, weights, label_smoothing=settings.label_smoothing)
         if teacher is None:
             return hard
         mine = F.log_softmax(scores / warmth, 1)

@@ -153,10 +153,16 @@ def _judged(trainer: Trainer, module: nn.Module, part: View, judge: View, *, rat
     """The loss on `judge` at the end of a whole short schedule; infinite where it diverges."""
     settings = replace(trainer.settings, **_short(steps), learning_rate=rate)
     try:
-        looks = replace(trainer, settings=settings, validation=judge, checkpoints=None, watch=_unheard).fit(module, part).looks
+        judged = replace(trainer, settings=settings, validation=judge, checkpoints=None, watch=_unheard, after_step=_on)
+        looks = judged.fit(module, part).looks
     except Diverged:
         return math.inf
     return looks[-1] if math.isfinite(looks[-1]) else math.inf
+
+
+def _on(student: nn.Module, step: int, planned: int) -> bool:
+    del student, step, planned
+    return False
 
 
 def _unheard(record: object) -> None:
@@ -171,7 +177,9 @@ def _short(steps: int) -> dict[str, Any]:
 def _below_the_least(rates: list[float], losses: list[float]) -> float | None:
     """A tenth of the rate at the least loss, where that is clearly below what the loss was in the first tenth."""
     begun = losses[: max(3, len(losses) // 10)]
-    least = min(losses)
+    least = min(losses, default=math.inf)
+    if len(begun) < 2:
+        return None
     if least >= fmean(begun) - 2 * stdev(begun):
         return None
     return rates[losses.index(least)] / 10

@@ -49,7 +49,7 @@ class Record:
     @property
     def left_s(self) -> float:
         """Seconds until the end, if all steps take as long as those so far."""
-        return self.seconds / self.step * (self.steps - self.step)
+        return self.seconds / max(1, self.step) * (self.steps - self.step)
 
 
 Watcher = Callable[[Record], None]

@@ -14,7 +14,7 @@ from torch import nn
 
 from hasten.core.errors import Unsupported
 from hasten.train.augment import Augmenter
-from hasten.train.average import Averaged, recalibrate
+from hasten.train.average import Averaged, Swapped, recalibrate
 from hasten.train.health import Finding, Norms, birthplace, copied_buffers, layer_norms, put_buffers
 from hasten.train.layers import optimizer_of, trainable, training_mode
 from hasten.train.objective import Objective
@@ -77,6 +77,9 @@ class Run:
         self._weights = trainable(module)
         self._optimizer = optimizer_of(module, settings)
         schedule = settings.scheduled()
+        if isinstance(schedule, OfTorch):  # its rates are those of the groups; ours are set before every step
+            for group in self._optimizer.param_groups:
+                group["lr"] *= group["scale"]
         self._scheduler = schedule.factory(self._optimizer) if isinstance(schedule, OfTorch) else None
         self._scaler = settings.precision.scaler(self._device)
         self._augment = settings.augment()
@@ -98,7 +101,7 @@ class Run:
         """One step of the optimizer."""
         health = self.settings.health
         if health.nonfinite == "roll back" and self.step % health.snapshot == 0:
-            self._kept = copy.deepcopy(self.state())
+            self._kept = copy.deepcopy({name: value for name, value in self.state().items() if name != "kept"})
         buffers = copied_buffers(self.module) if health.nonfinite != "raise" else None
         self.step += 1
         rate = self._set_rate()
@@ -109,7 +112,9 @@ class Run:
             self._scaler.step(self._optimizer)  # plain `step` where the scaler is off
             self._scaler.update()
         else:
-            self._mend(loss, norm, index, inputs, buffers)
+            self._scaler.update()  # the gradients were unscaled already
+            if self._mend(loss, norm, index, inputs, buffers):
+                return self._record(rate, loss, norm, {}, len(index))
         if self._device.type == "xla":
             _sync_xla()
         return self._told(rate, loss, norm, layers, len(index))
@@ -129,10 +134,23 @@ class Run:
             self.means.append(sum(self._in_pass) / len(self._in_pass))
             self._in_pass = []
             self.ended = self.ended or self.settings.stop.after_pass(self.means) or ""
-        validation, accuracy = self._look() if self._due() else (None, None)
         limit = self.settings.stop.seconds
         if limit is not None and self.seconds >= limit:
             self.ended = self.ended or f"{limit:g} seconds were over"
+        validation, accuracy = self._look() if self._due() else (None, None)
+        return self._record(rate, loss, norm, layers, batch, validation, accuracy)
+
+    def _record(
+        self,
+        rate: float,
+        loss: float,
+        norm: float,
+        layers: dict[str, float],
+        batch: int,
+        validation: float | None = None,
+        accuracy: float | None = None,
+    ) -> Record:
+        source = self._lesson.source
         epoch = self.step / source.per_pass if source.per_pass else float(source.done)
         return Record(
             step=self.step,
@@ -185,6 +203,8 @@ class Run:
             return [(index, inputs, 1.0)]
         aim, parts = self._lesson.aim, torch.tensor_split(torch.arange(len(index)), count)
         whole = aim.count(index)
+        if not whole:
+            return [(index, inputs, 1.0)]
         found = [(index[part], tuple(a[part] for a in inputs), aim.count(index[part]) / whole) for part in parts]
         return [one for one in found if one[2]]
 
@@ -221,8 +241,8 @@ class Run:
             if weight.ndim >= 2 and weight.grad is not None:
                 weight.grad.add_(weight.sign(), alpha=absolute).add_(weight, alpha=square)
 
-    def _mend(self, loss: float, norm: float, index: torch.Tensor, inputs: Tensors, buffers: dict[str, torch.Tensor] | None) -> None:
-        """What the settings ask for where a value is not finite."""
+    def _mend(self, loss: float, norm: float, index: torch.Tensor, inputs: Tensors, buffers: dict[str, torch.Tensor] | None) -> bool:
+        """What the settings ask for where a value is not finite; whether it went back."""
         health, at = self.settings.health, f"at step {self.step} of {self.steps}"
         if buffers is not None:
             put_buffers(self.module, buffers)
@@ -237,12 +257,25 @@ class Run:
             )
         if health.nonfinite == "skip":
             self.notes.append(f"a step was skipped: {told}; {origin}")
-            return
+            return False
         assert self._kept is not None
-        sick, slower, notes = self._sick, self._slower / 2, self.notes
+        sick, slower, notes, spent = self._sick, self._slower / 2, self.notes, self.seconds
         self.load(copy.deepcopy(self._kept))
+        self._slow_down(slower / self._slower)
         self._sick, self._slower = sick, slower
+        self._spent, self._since = spent, time.monotonic()  # the clock does not go back
         self.notes = [*notes, f"went back to step {self.step} and to {slower:g} of the learning rate: {told}; {origin}"]
+        return True
+
+    def _slow_down(self, factor: float) -> None:
+        """The rates that a scheduler of torch's holds; ours are taken by `_set_rate`."""
+        if self._scheduler is None:
+            return
+        for group in self._optimizer.param_groups:
+            for name in {"lr", "initial_lr"} & group.keys():
+                group[name] *= factor
+        if hasattr(self._scheduler, "base_lrs"):
+            self._scheduler.base_lrs = [rate * factor for rate in self._scheduler.base_lrs]
 
     def _loss_again(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         inputs = tuple(self.settings.precision.laid_out(a) for a in inputs)
@@ -254,6 +287,8 @@ class Run:
         if self._lesson.look is None:
             return False
         source, every = self._lesson.source, self.settings.stop.every
+        if self.ended:  # what is handed over is looked at
+            return True
         if not source.per_pass:
             return source.done == source.begun
         return self.step == self.steps or int(self.step / source.per_pass / every) > int((self.step - 1) / source.per_pass / every)
@@ -271,9 +306,9 @@ class Run:
         self.ended = self.ended or self.settings.stop.after_look(self.looks) or ""
         return loss, accuracy
 
-    def _as_result(self) -> _Swapped:
+    def _as_result(self) -> Swapped:
         """The network as it would be handed over now, as long as the block lasts."""
-        return _Swapped(self._optimizer, self._average if self._average is not None and self._average.ready else None)
+        return Swapped(self._optimizer, self._average if self._average is not None and self._average.ready else None)
 
     def finish(self) -> None:
         """Leaves the weights that are handed over: the best look's, else the average, else the last."""
@@ -314,6 +349,7 @@ class Run:
             "slower": self._slower,
             "sick": self._sick,
             "seconds": self.seconds,
+            "kept": self._kept,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -340,32 +376,8 @@ class Run:
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self._device)
         self._slower, self._sick = state["slower"], state["sick"]
+        self._kept = state.get("kept", self._kept)
         self._spent, self._since = state["seconds"], time.monotonic()
-
-
-class _Swapped:
-    """Weights as they are handed over: the average in the place of the last, an optimizer that averages in its eval form."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, average: Averaged | None) -> None:
-        self._average = average
-        self._switches = [getattr(optimizer, name, None) for name in ("eval", "train")]  # as Schedule-Free has them
-        self.changes = average is not None or self._switches[0] is not None
-
-    def put(self) -> None:
-        """Puts them in place."""
-        if self._switches[0]:
-            self._switches[0]()
-        if self._average:
-            self._average.swap()
-
-    def __enter__(self) -> None:
-        self.put()
-
-    def __exit__(self, *why: object) -> None:
-        if self._average:
-            self._average.swap()
-        if self._switches[1]:
-            self._switches[1]()
 
 
 def _on_looks(scheduler: Any) -> bool:

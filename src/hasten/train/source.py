@@ -130,6 +130,7 @@ class Stream:
     def load(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave; leaves torch's random state as it is."""
         now = torch.get_rng_state()
+        self._peeked = self._iterator = None
         if state["open"]:
             torch.set_rng_state(state["start"])
             self._begin(state["start"], state["taken"])

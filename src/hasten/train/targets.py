@@ -38,7 +38,7 @@ class Targets:
 
 def class_axis(shown: torch.Tensor, labels_shape: tuple[int, ...]) -> int:
     """Which axis of the outputs counts classes."""
-    return 1 if shown.shape[2:] == labels_shape[1:] else -1
+    return -1 if shown.shape[1:-1] == labels_shape[1:] else 1  # as the scores read it where both would fit
 
 
 def as_classes(labels: Array, shown: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def unshared(module: fx.GraphModule) -> set[str]:
     calls = Counter(str(n.target) for n in module.graph.nodes if n.op == "call_module")
     read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
     named = [(name, layer) for name, layer in module.named_modules(remove_duplicate=False) if name in calls]
-    holders = Counter(id(p) for _, layer in named for p in layer.parameters(recurse=False))
+    holders = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
     free = {name for name, layer in named if all(holders[id(p)] == 1 for p in layer.parameters(recurse=False))}
     return {name for name in free if calls[name] == 1} - read
 

@@ -19,8 +19,10 @@ from hasten.compress.fold.compose import NORMS, affine, after_affine, takes_shif
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
+from hasten.load.lower import forward, relative_difference
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FAR = 1e-3  # of the largest output
 _LAYERS = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
 
 
@@ -109,7 +111,16 @@ def _without(network: Network) -> Network:
     else:
         for pair in pairs:
             module.set_submodule(pair.norm, nn.Identity())
-    return network.with_body(module)
+    return _checked(network, network.with_body(module))
+
+
+def _checked(network: Network, folded: Network) -> Network:
+    """The folded network. Raises Unsupported where it gives something else: what code reads can be hidden from a trace."""
+    before, after = (forward(n.with_body(copy.deepcopy(n.module)), n.example) for n in (network, folded))
+    for old, new in zip(before, after, strict=True):
+        if relative_difference(old, new) > _FAR:
+            raise Unsupported("FoldBatchNorm needs a network whose calls can be followed, folding this one changed its outputs")
+    return folded
 
 
 def _pairs(probe: nn.Module, example: Arrays) -> list[_Pair]:
@@ -183,7 +194,7 @@ def _chained(module: nn.Module, seen: _Seen) -> Iterator[_Pair]:
         if type(part) is not nn.Sequential:
             continue
         times = 1 if part is module else seen.calls[part]
-        names = [f"{name}.{child}" if name else child for child, _ in part.named_children()]
+        names = [f"{name}.{child}" if name else child for child in part._modules]  # a module may stand in more than one place
         together = [n if times and seen.calls[module.get_submodule(n)] == times else None for n in names]
         yield from _neighbours(together)
 

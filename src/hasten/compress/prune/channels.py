@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from hasten.compress.prune.units import Ids
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
-from hasten.train import Fit, fit
+from hasten.train import Fit, train_further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +92,17 @@ class PruneStructure:
             Unsupported: where nothing can shrink, or a layer in `only` cannot; with the reason.
             UsageError: where a pattern meets no layer.
         """
-        start: dict[str, int] = {}
+        start: dict[tuple[str, int], int] = {}
         for turn in range(1, self.rounds + 1):
             structure = analyse(network)
             families = chosen(structure, only=self.only, keep=self.keep)
-            for family in families:
-                start.setdefault(family.name, len(family))
+            for family, key in zip(families, _keys(families), strict=True):
+                start.setdefault(key, len(family))
             context.progress((turn - 0.9) / self.rounds, "weighing units")
-            gone = self._gone(structure, families, context, self.ratio * turn / self.rounds, start)
+            gone = self._gone(structure, families, context, self.ratio * turn / self.rounds, [start[key] for key in _keys(families)])
             network = network.with_body(_smaller(structure, families, gone))
             if turn < self.rounds:
-                network = network.with_body(self._trained(network, context))
+                network = self._trained(network, context)
         return network
 
     @classmethod
@@ -110,29 +111,32 @@ class PruneStructure:
         chosen(analyse(network), only=(), keep=())
         return {"ratio": (0.5, 0.25, 0.75, 0.875), "scope": ("layer", "global", "sensitivity")}
 
-    def _gone(self, structure: Structure, families: list[Family], context: Context, ratio: float, start: dict[str, int]) -> Ids:
+    def _gone(self, structure: Structure, families: list[Family], context: Context, ratio: float, start: list[int]) -> Ids:
         """The units that leave, when `ratio` of those at the start shall be gone."""
         found = saliencies.scores(structure, families, self.saliency, context)
-        before = sum(start[f.name] for f in families)
+        before = sum(start)
         now = sum(len(f) for f in families)
         due = 1 - (1 - ratio) * before / now  # of what is there now
         if due <= 0:
             return np.zeros(0, dtype=np.int64)
         if self.scope == "layer":
-            part = [max(0.0, 1 - (1 - ratio) * start[f.name] / len(f)) for f in families]
+            part = [max(0.0, 1 - (1 - ratio) * size / len(f)) for f, size in zip(families, start, strict=True)]
         elif self.scope == "global":
             part = shares.together(found, due)
         else:
-            part = shares.borne(structure, families, found, due, context.calibrate)
+            part = shares.borne(structure, families, found, due, context.calibrate, structure.network.fixed_batch)
         kept = shares.counts(families, part, self.multiple)
         return np.concatenate([shares.least(f, s, 1 - k / len(f)) for f, s, k in zip(families, found, kept, strict=True)])
 
-    def _trained(self, network: Network, context: Context) -> object:
-        teacher = context.original.module if context.loss == "original" and context.original else None
-        settings = Fit(loss=context.loss, epochs=self.epochs, batch=network.fixed_batch or 64, learning_rate=1e-3, weight_decay=0.0)
-        return fit(
-            network.module, context.train, settings=settings, teacher=teacher, device=context.device, progress=context.progress
-        ).module
+    def _trained(self, network: Network, context: Context) -> Network:
+        settings = Fit(loss=context.loss, epochs=self.epochs, batch=64, learning_rate=1e-3, weight_decay=0.0)
+        return train_further(network, context, settings)
+
+
+def _keys(families: Sequence[Family]) -> list[tuple[str, int]]:
+    """Each family's name and its number among those of that name: pieces of one output that go ways of their own share it."""
+    names = [family.name for family in families]
+    return [(name, names[:at].count(name)) for at, name in enumerate(names)]
 
 
 def _smaller(structure: Structure, families: list[Family], gone: Ids) -> fx.GraphModule:

@@ -154,7 +154,7 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
 
 def _spell_out(module: fx.GraphModule, node: fx.Node) -> None:
     value = node.args[0]
-    for name, _ in module.get_submodule(str(node.target)).named_children():
+    for name in module.get_submodule(str(node.target))._modules:
         with module.graph.inserting_before(node):
             value = module.graph.call_module(f"{node.target}.{name}", (value,))
     node.replace_all_uses_with(value)  # type: ignore[arg-type]

@@ -42,7 +42,10 @@ def scores(structure: Structure, families: list[Family], saliency: Saliency, con
     tensors = {**dict(structure.module.named_buffers()), **dict(structure.module.named_parameters())}
     if saliency == "taylor":
         effect = _effects(structure, context)
-        return [_by_maker(structure, family, lambda place: effect[place]) for family in families]
+        for family in families:
+            if not any(place in effect for place in structure.makers(family)):
+                raise Unsupported(f"the saliency 'taylor' needs weights that train, those that make {family.name} do not")
+        return [_by_maker(structure, family, effect.get) for family in families]
     rule: dict[str, Callable[[Tensor], Tensor]] = {
         "l1": lambda rows: rows.abs().sum(1),
         "l2": lambda rows: rows.square().sum(1).sqrt(),
@@ -57,11 +60,13 @@ def _rows(tensor: Tensor, axis: int) -> Tensor:
     return tensor.detach().movedim(axis, 0).flatten(1).double()
 
 
-def _by_maker(structure: Structure, family: Family, per_position: Callable[[Place], Scores]) -> Scores:
+def _by_maker(structure: Structure, family: Family, per_position: Callable[[Place], Scores | None]) -> Scores:
     total = np.zeros(len(family))
     where = {unit: i for i, unit in enumerate(family.units.tolist())}
     for place in structure.makers(family):
         found = per_position(place)
+        if found is None:
+            continue
         found = found / (found.mean() or 1.0)
         for unit, value in zip(structure.positions(place).tolist(), found.tolist(), strict=True):
             if unit in where:

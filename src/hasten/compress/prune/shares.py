@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
+from hasten.compress.passes import batches
 from hasten.compress.prune.saliency import Scores
 from hasten.compress.prune.structure import Family, Structure
 from hasten.compress.prune.units import Ids
 from hasten.core.data import View
 from hasten.core.network import Arrays, Network
+from hasten.core.runner import joined
 from hasten.load.lower import forward
 
 Scope = Literal["layer", "global", "sensitivity"]
@@ -29,17 +32,19 @@ def together(found: Sequence[Scores], ratio: float) -> list[float]:
     return [min(_MOST, float((s <= limit).mean())) for s in fair]
 
 
-def borne(structure: Structure, families: Sequence[Family], found: Sequence[Scores], ratio: float, view: View) -> list[float]:
+def borne(
+    structure: Structure, families: Sequence[Family], found: Sequence[Scores], ratio: float, view: View, fixed_batch: int | None
+) -> list[float]:
     """Shares that together take `ratio` of the weights in reach and change the outputs on `view` the least.
 
     Each family is silenced alone at a few levels; the relative squared change of the outputs is its price there. Levels are
     bought from the cheapest per weight until the ratio is reached: prices are taken to add up.
     """
-    few = view.take(slice(0, _LOOKED_AT))
-    whole = _outputs(structure.module, few)
+    pieces = list(batches(view.take(slice(0, max(_LOOKED_AT, fixed_batch or 1))), fixed_batch=fixed_batch))
+    whole = _outputs(structure.module, pieces)
     weights = [_weights(structure, family) for family in families]
     prices = [
-        [_change(whole, _outputs(structure.silenced(least(family, own, level)), few)) for level in _LEVELS]
+        [_change(whole, _outputs(structure.silenced(least(family, own, level)), pieces)) for level in _LEVELS]
         for family, own in zip(families, found, strict=True)
     ]
     at = [-1] * len(families)
@@ -91,5 +96,6 @@ def _change(whole: Arrays, silenced: Arrays) -> float:
     return sum(float(np.square(a - b).sum() / (np.square(a).sum() or 1.0)) for a, b in pairs)
 
 
-def _outputs(module: object, view: View) -> Arrays:
-    return forward(Network(kind="module", body=module, example=view.inputs), view.inputs)
+def _outputs(module: object, pieces: Sequence[tuple[torch.Tensor, ...]]) -> Arrays:
+    given = [tuple(t.numpy() for t in piece) for piece in pieces]
+    return joined(forward(Network(kind="module", body=module, example=inputs), inputs) for inputs in given)

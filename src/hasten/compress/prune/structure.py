@@ -87,8 +87,9 @@ class Structure:
             return f"it does not run without them: {str(why).splitlines()[0][:120] if str(why) else type(why).__name__}"
         if [a.shape for a in expected] != [a.shape for a in given]:
             return "its outputs change their shapes without them"
-        worst = max((relative_difference(a, b) for a, b in zip(expected, given, strict=True)), default=0.0)
-        return None if worst <= EXACT else f"its outputs differ by {worst:.2g} of the largest without them"
+        apart = [relative_difference(a, b) for a, b in zip(expected, given, strict=True)]
+        worst = next((d for d in apart if not d <= EXACT), None)  # NaN too
+        return None if worst is None else f"its outputs differ by {worst:.2g} of the largest without them"
 
     def positions(self, place: Place) -> Ids:
         """The root of each position along an axis of a stored tensor."""

@@ -11,13 +11,13 @@ from torch import fx, nn
 
 from hasten.compress.fold.batchnorm import without_norms
 from hasten.compress.layers import lifted, named, patterns
+from hasten.compress.passes import batches
 from hasten.compress.quantize.rounding import LAYERS, TRANSPOSED, RoundedLayer, RoundedRange
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Profile, Space, Stage
 from hasten.train import train_further, training, treatable
 
-_BATCH = 64
 # Calls that carry every value on as it is, or drop it: a range in front of them is the range behind them.
 _PASSING = frozenset(
     f"aten.{name}"
@@ -175,11 +175,9 @@ def _writes(node: fx.Node) -> bool:
 
 def _watch(module: fx.GraphModule, ranges: tuple[str, ...], network: Network, context: Context) -> None:
     """Shows the calibrate view to the ranges, which then begin to round."""
-    size = network.fixed_batch or _BATCH
     with torch.no_grad():
-        for piece in context.calibrate.batches(size):
-            if network.fixed_batch in (None, len(piece)):
-                module(*(torch.from_numpy(a.copy()) for a in piece.inputs))
+        for piece in batches(context.calibrate, fixed_batch=network.fixed_batch):
+            module(*piece)
     for name in ranges:
         found = module.get_submodule(name)
         assert isinstance(found, RoundedRange)

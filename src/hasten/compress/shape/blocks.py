@@ -83,6 +83,8 @@ class PruneBlocks:
             while entry in gone:  # the block before goes as well
                 entry = gone[entry]
             exit_.replace_all_uses_with(entry)
+        for exit_ in gone:
+            module.graph.erase_node(exit_)  # `x += …` is no dead code by itself
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
         module.graph.lint()
@@ -121,7 +123,7 @@ def _blocks(module: fx.GraphModule, network: Network, only: tuple[str, ...], kee
     found = []
     for node in module.graph.nodes:
         block = _block_at(node)
-        if block is None or shapes[block.entry] != shapes[block.exit] or not _weighted(module, block):
+        if block is None or shapes[block.entry] != shapes[block.exit] or not _weighted(module, block) or _overwrites(module, block):
             continue
         names = {str(n.target) for n in block.inside if n.op == "call_module"}
         if not names & kept and (wanted is None or names & wanted):
@@ -161,6 +163,17 @@ def _weighted(module: fx.GraphModule, block: _Block) -> bool:
     named = {str(n.target) for n in block.inside if n.op == "call_module"}
     direct = any(a.op == "get_attr" for n in block.inside for a in n.all_input_nodes)
     return direct or any(True for name in named for _ in module.get_submodule(name).parameters())
+
+
+def _overwrites(module: fx.GraphModule, block: _Block) -> bool:
+    """Whether something inside writes on what enters the block, which those behind it would miss."""
+
+    def writes(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+    return any(node.args[:1] == (block.entry,) and writes(node) for node in block.inside)
 
 
 class _Shapes(fx.Interpreter):

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from hasten.core.errors import BackendMissing, Unsupported
+from hasten.core.errors import BackendMissing, Unsupported, UsageError
 from hasten.train.optim import plain
 from hasten.train.optim.expression import Rule, traced
 from hasten.train.optim.kernel import Kernel, kernel
@@ -176,9 +176,17 @@ def dense(t: Tensor) -> bool:
 
 
 def _laid(t: Tensor, p: Tensor, back: Homeward | None) -> Tensor:
-    """`t` in the order of `p`, itself if it is; where it is not, the copy is brought home afterwards through `back`."""
+    """`t` in the order of `p`, itself if it is; where it is not, the copy is brought home afterwards through `back`.
+
+    Raises:
+        UsageError: where it has another shape than the parameter, as a state of another network; or holds integers in another order.
+    """
+    if t.shape != p.shape:
+        raise UsageError(f"a gradient or a state must have the shape of its parameter, {tuple(p.shape)}, got {tuple(t.shape)}")
     if t.is_contiguous() if p.is_contiguous() else t.stride() == p.stride():
         return t
+    if t.dtype in (torch.int8, torch.uint8):
+        raise UsageError("a state of int8 must lie in memory as its parameter does; bring the parameter into the layout it was saved in")
     copy = torch.empty_like(p, dtype=t.dtype).copy_(t)
     if back is not None:
         back.append((t, ..., copy))

@@ -159,7 +159,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but buffers keep the type they were saved in (torch casts them to the parameter's)."""
-        super().load_state_dict(state_dict)
+        seen: list[dict[str, Any]] = []  # what hooks that were registered before made of it
+        last = self.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        state_dict = seen[-1]
         for group in self.param_groups:  # a state of torch's lacks what only ours have
             group.update({name: value for name, value in self.defaults.items() if name not in group})
         ours = [p for group in self.param_groups for p in group["params"]]
@@ -167,7 +173,14 @@ class Optimizer(torch.optim.Optimizer):
         for p, key in zip(ours, theirs, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[p][name] = value.detach().clone() if value.ndim == 0 else value.detach().to(p.device, copy=True)
+                    self.state[p][name] = value.detach().clone() if value.ndim == 0 else _laid_as(p, value.detach().to(p.device, copy=True))
+
+
+def _laid_as(p: Tensor, value: Tensor) -> Tensor:
+    """A buffer in the layout of its parameter, but for integers, whose scales go by the order in memory."""
+    if value.shape != p.shape or value.stride() == p.stride() or value.dtype in (torch.int8, torch.uint8) or local(p) is not p:
+        return value
+    return torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 class Elementwise(Optimizer):

@@ -94,8 +94,8 @@ class Muon(Optimizer):
             if p.is_complex() or local(p) is not p:
                 raise Unsupported(f"Muon does not support complex parameters nor distributed ones, got {type(p).__name__} of {p.dtype}")
             state = self.state[p]
-            if not state:
-                state["step"] = torch.tensor(0.0)
+            state.setdefault("step", torch.tensor(0.0))  # torch's own Muon keeps none
+            if "momentum_buffer" not in state:
                 state["momentum_buffer"] = empty_buffer("signed", group["state_dtype"], p)
                 if group["state_dtype"] == torch.int8:
                     raise Unsupported("Muon does not support state_dtype=torch.int8; take torch.bfloat16")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hasten.train.optim.launch import Group, State, form_of, kernel_of, row, seed_of
+from hasten.train.optim.launch import Group, Homeward, State, form_of, kernel_of, row, seed_of
 
 if TYPE_CHECKING:
     from hasten.train.optim.kernel import Kernel
@@ -104,7 +104,10 @@ def plan_of(optimizer: Elementwise) -> Plan | None:
             return None
         if g is None or g.layout is not torch.strided or not g.is_contiguous():
             return None
-        tensors, place = row(p, optimizer.state[p], kinds, [])
+        homeward: Homeward = []
+        tensors, place = row(p, optimizer.state[p], kinds, homeward)
+        if homeward:  # the plan would keep a copy of the state
+            return None
         rows.append(tensors)
         places.add(place)
     if len(places) != 1 or next(iter(places))[0] != "cpu":

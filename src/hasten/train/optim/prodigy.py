@@ -102,6 +102,8 @@ class Prodigy(Optimizer):
         after = {"d": min(d_max, first * lead["growth_rate"]), "d_max": d_max, "d_numerator": numerator, "k": k + 1}
         for group in self.param_groups:
             group.update(after)
+            if not float(group["lr"]):
+                continue
             moving = {"d": after["d"], "rate": rate, "eps": group["eps"], "weight_decay": group["weight_decay"]}
             flags = {"decays": group["weight_decay"] != 0 and group["decouple"]}
             launch(_move, group, _AVERAGES, self._members(group), numbers=moving, flags=flags, step=k + 1)
