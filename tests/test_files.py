@@ -134,6 +134,20 @@ def test_a_module_that_takes_one_size_only_is_known_as_such(body: nn.Module) -> 
     assert from_module(nn.Linear(3, 2), torch.randn(4, 3)).fixed_batch is None
 
 
+def test_an_output_whose_first_axis_is_not_that_of_the_examples_is_named() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 5, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, (h, _) = self.lstm(x)
+            return y[:, -1], h
+
+    with pytest.raises(ModelRefused, match="output 1 has 4 rows for 4 examples and for 5"):
+        from_module(Stacked(), torch.randn(4, 6, 3))
+
+
 class Failing(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -81,3 +81,19 @@ def test_a_graph_that_takes_one_row_whatever_it_says(tmp_path: Path) -> None:
     network = open_network(tmp_path / "m.onnx", (X,))
     assert network.fixed_batch == 1
     assert "the file leaves its batch open and takes one example only" in network.notes
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(TensorProto.INT8, np.int64), (TensorProto.UINT16, np.int64), (TensorProto.FLOAT16, np.float32), (TensorProto.DOUBLE, np.float32)],
+)
+def test_inputs_of_types_that_data_is_not_kept_in_take_ours(tmp_path: Path, kind: int, given: type) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=FLOAT), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    inputs, outputs = [helper.make_tensor_value_info("x", kind, ["n", 5])], [helper.make_tensor_value_info("y", FLOAT, ["n", 3])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [onnx.numpy_helper.from_array(W, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "m.onnx")
+    x = np.arange(20).reshape(4, 5).astype(given)
+    network = open_network(tmp_path / "m.onnx", (x,))
+    assert network.example[0].dtype == given
+    np.testing.assert_allclose(forward(network, (x,))[0], x.astype(np.float32) @ W, rtol=1e-5)
+    assert any(f"takes {np.dtype(given)} here" in note for note in network.notes)

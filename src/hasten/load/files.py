@@ -29,7 +29,7 @@ from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, shorter
 from hasten.load.naming import graph_in_order, module_in_order, said
 from hasten.load.source import Source
-from hasten.load.turning import batch_first, outputs_batch_first
+from hasten.load.turning import batch_first, in_kept_types, outputs_batch_first
 
 _SAME = 1e-3
 
@@ -107,6 +107,8 @@ def _lifted(program: torch.export.ExportedProgram, example: Arrays | None, names
 def _graph(body: onnx.ModelProto, source: Source, example: Arrays | None, names: Sequence[str]) -> Network:
     body, notes = batch_first(pinned(body, source.pins))
     notes += graph_in_order(body, names)
+    body, cast = in_kept_types(body)
+    notes += cast
     inputs = graph_inputs(body)
     firsts = {i.shape[0] for i in inputs}
     fixed = firsts.pop() if len(firsts) == 1 else None
@@ -300,4 +302,10 @@ def _same_on_more(network: Network, given: Arrays) -> bool:
         more = forward(network, other_batch(network.example))
     except Exception:  # any error means that this size does not work
         return False
+    still = [i for i, (a, b) in enumerate(zip(given, more, strict=True)) if len(a) == len(b)]
+    if still and len(still) < len(given):  # as the states of stacked layers that an LSTM gives out
+        raise ModelRefused(
+            f"output {still[0]} has {rows} rows for {rows} examples and for {rows + 1}: its first axis is not that of the examples; "
+            "give it out with the examples first, or leave it out"
+        )
     return all(len(b) == rows + 1 and relative_difference(a, b[:rows]) <= _SAME for a, b in zip(given, more, strict=True))

@@ -1,4 +1,5 @@
-"""Inputs and outputs of an ONNX graph whose batch is not their first axis, turned: the state of an LSTM is (layers, batch, width)."""
+"""Inputs and outputs of an ONNX graph as data has them: the batch first (the state of an LSTM is (layers, batch, width)), in a type that
+a data set keeps (a network in whole integers takes int8)."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from onnx import helper
 from hasten.core.network import Arrays
 from hasten.load.lower import run_graph
 
-__all__ = ["batch_first", "outputs_batch_first"]
+__all__ = ["batch_first", "in_kept_types", "outputs_batch_first"]
 
-_IN, _OUT = "hasten.turned.in.", "hasten.turned.out."
+_IN, _OUT, _CAST = "hasten.turned.in.", "hasten.turned.out.", "hasten.cast.in."
+_T = onnx.TensorProto
+_KEPT = dict.fromkeys((_T.INT8, _T.INT16, _T.UINT16, _T.UINT32), _T.INT64) | dict.fromkeys((_T.FLOAT16, _T.DOUBLE), _T.FLOAT)
 
 
 def batch_first(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -47,6 +50,29 @@ def batch_first(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...
     del copy.graph.node[:]
     copy.graph.node.extend([*nodes, *own])
     return copy, tuple(f"the batch of input {name} is its axis {axis} in the file and its first here" for name, axis in turned.items())
+
+
+def in_kept_types(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The graph with inputs in int64 and float32 in the place of types that data is not kept in, and notes of which."""
+    weights = {i.name for i in graph.graph.initializer}
+    types = {i.name: i.type.tensor_type.elem_type for i in graph.graph.input if i.name not in weights}
+    cast = {name: kind for name, kind in types.items() if kind in _KEPT}
+    if not cast:
+        return graph, ()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for value in copy.graph.input:
+        if value.name in cast:
+            value.type.tensor_type.elem_type = _KEPT[cast[value.name]]
+    _renamed(copy.graph, {name: _CAST + name for name in cast})
+    own = list(copy.graph.node)
+    del copy.graph.node[:]
+    copy.graph.node.extend([helper.make_node("Cast", [name], [_CAST + name], to=kind) for name, kind in cast.items()] + own)
+
+    def said(kind: int) -> str:
+        return str(helper.tensor_dtype_to_np_dtype(kind))
+
+    return copy, tuple(f"input {name} is {said(kind)} in the file and takes {said(_KEPT[kind])} here" for name, kind in cast.items())
 
 
 def outputs_batch_first(graph: onnx.ModelProto, example: Arrays, more: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...]]:
