@@ -99,17 +99,19 @@ def _local_imports(script: Path, known: set[Path]) -> Iterator[Path]:
         tree = ast.parse(script.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return  # whoever runs it says so
-    for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [a.name for a in node.names]
-        for name in names:
-            inside = script.parent.joinpath(*name.split("."))
-            for file in (inside.with_name(f"{inside.name}.py"), inside / "__init__.py"):
-                if file not in known and file.is_file():
-                    known.add(file)
-                    yield file
-                    yield from _local_imports(file, known)
+    inside = [script.parent.joinpath(*name.split(".")) for node in ast.walk(tree) for name in _imported(node)]
+    beside = [file for place in inside for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+    for file in beside:
+        if file not in known and file.is_file():
+            known.add(file)
+            yield file
+            yield from _local_imports(file, known)
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module] if node.module else [a.name for a in node.names]
+    return [a.name for a in node.names] if isinstance(node, ast.Import) else []
 
 
 def digest_path(path: Path) -> str:

@@ -89,8 +89,8 @@ class Averaged:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
-        homes = self._module.parameters()
-        self._weights = [mine.to(home.device) for mine, home in zip(state["weights"], homes, strict=True)]
+        device = next(self._module.parameters()).device
+        self._weights = [mine.to(device) for mine in state["weights"]]
         self._count = state["count"]
 
 
