@@ -20,7 +20,7 @@ from hasten.core.runner import Runner
 from hasten.core.store import Store
 from hasten.engines import AotInductor, Eager, Program, TorchCompile
 from hasten.load import lower, saved
-from hasten.search import export, ledger
+from hasten.search import export, ledger, workshop
 from hasten.search.bench import Bench, check_alike, difference
 
 INF = float("inf")
@@ -122,3 +122,43 @@ def test_our_own_network_is_read_whatever_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert saved.load(tmp_path / "saved").kind == "module"
+
+
+@torch.library.custom_op("edges::twice", mutates_args=())
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@_twice.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Foreign(nn.Module):
+    """Calls an operator that torch alone does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _twice(x)
+
+
+class Doubling(nn.Module):
+    """Takes floats and computes in doubles, for which its program would ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.double()).float()
+
+
+@pytest.mark.parametrize(("module", "expected"), [(nn.Linear(3, 2), True), (Foreign(), False), (Doubling(), False)])
+def test_the_original_is_shipped_as_a_program_only_where_torch_alone_can_run_it(tmp_path: Path, module: nn.Module, expected: bool) -> None:
+    run = tmp_path / "run"
+    with folder.new_folder(run / workshop.ORIGINAL) as fresh:
+        saved.save(Network(kind="module", body=module.eval(), example=(np.ones((2, 3), np.float32),)), fresh / "network")
+    (tmp_path / "made").mkdir()
+    workshop._original.cache_clear()
+    nothing = np.zeros(0, np.uint8)
+    assert workshop._ship(nothing, run=str(run), loss="classes", seed=0, into=str(tmp_path / "made")) is expected
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == (["load.py", "model.pt2"] if expected else [])

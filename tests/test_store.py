@@ -71,6 +71,20 @@ def test_a_reader_looks_on_while_a_writer_works(tmp_path: Path) -> None:
     assert len(reader.trials()) == 2
 
 
+def test_a_copy_that_nobody_can_write_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "ä b?c"
+    place.mkdir()
+    writer = Store(place / "run.sqlite")
+    writer.begin(ONE)
+    writer.close()
+    before = sorted(place.iterdir())
+    monkeypatch.setattr("hasten.core.store.os.access", lambda *_: False)
+    reader = Store(place / "run.sqlite", writable=False)
+    assert len(reader.trials()) == 1
+    reader.close()
+    assert sorted(place.iterdir()) == before
+
+
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no run in"):
         Store(tmp_path / "run.sqlite", writable=False)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from hasten.core.errors import StorageError
 from hasten.core.recipe import Recipe
@@ -51,7 +53,9 @@ class Store:
             raise StorageError(f"no run in {file.parent}: expected {file.name} there")
         with _errors(file):
             self._file = file
-            self._db = sqlite3.connect(file, isolation_level=None, timeout=5)
+            still = not writable and not os.access(file.parent, os.W_OK)  # a copy on a disk that nobody writes: SQLite would want to
+            place = f"file:{quote(str(file.resolve()))}?immutable=1" if still else file
+            self._db = sqlite3.connect(place, isolation_level=None, timeout=5, uri=still)
             if writable:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")

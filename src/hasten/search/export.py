@@ -32,7 +32,8 @@ _UNPROVED = " It is the best so far of a search that has not ended: NOT PROVED o
 def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact", proved: bool = True) -> None:
     """Makes `run/name` from a trial's package; the folder that was there stays until the new one is whole.
 
-    The network as given, unchanged in its own engine, is shipped as a `.pt2` program where torch can export it.
+    The network as given, unchanged in its own engine, is shipped as a `.pt2` program where torch can export it, alone
+    can read it, and it gives the same.
     """
     source = bench.package(trial.number)
     with folder.new_folder(run / name) as fresh:

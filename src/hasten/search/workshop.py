@@ -197,6 +197,7 @@ def _build(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) ->
     _built(recipe, _context(Path(run), loss, seed, profile), Path(run))
 
 
+_FAR = 1e-3  # of the largest output
 _LOAD_PT2 = """\
 import torch
 from torch.utils._pytree import tree_leaves
@@ -212,22 +213,39 @@ def load(folder):
 
 def _ship(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int, into: str) -> bool:
     del pickled, loss, seed
-    from hasten.load.program import export_program
-
-    original = _original(run)
+    original, model = _original(run), Path(into) / "model.pt2"
     if original.kind == "graph" or original.source is not None:
         return False
-    import torch
-
+    (Path(into) / "load.py").write_text(_LOAD_PT2)
+    shipped = False
     try:
-        torch.export.save(export_program(original), Path(into) / "model.pt2")
+        shipped = _shipped(original, model)
     except Exception as why:  # torch raises what it likes on nodes that it can export and cannot write
-        (Path(into) / "model.pt2").unlink(missing_ok=True)
         if isinstance(why, OSError) and folder.at_its_end(why):
             raise
-        return False
-    (Path(into) / "load.py").write_text(_LOAD_PT2)
-    return True
+    if not shipped:
+        for file in (model, model.with_name("load.py")):
+            file.unlink(missing_ok=True)
+    return shipped
+
+
+def _shipped(original: Network, model: Path) -> bool:
+    """Whether the original is written as a program that torch alone can read and that gives the same."""
+    import runpy
+
+    import torch
+
+    from hasten.load.lower import forward, relative_difference
+    from hasten.load.program import export_program
+
+    program = export_program(original)
+    called = [n.target for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    if any(target.namespace not in ("aten", "prims", "prim", "quantized") for target in called):
+        return False  # an operator of another package, which a reader would have to import
+    torch.export.save(program, model)
+    given = runpy.run_path(str(model.with_name("load.py")))["load"](str(model.parent))(*original.example)
+    pairs = zip(forward(original, original.example), given, strict=True)
+    return all(relative_difference(a, b) <= _FAR for a, b in pairs)
 
 
 def _survey(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) -> dict[str, Any]:
