@@ -45,10 +45,7 @@ def batch_first(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...
                 dim.CopyFrom(value.type.tensor_type.shape.dim[at])
             del value.type.tensor_type.shape.dim[:]
             value.type.tensor_type.shape.dim.extend(dims)
-    _renamed(copy.graph, {name: _IN + name for name in turned})
-    own = list(copy.graph.node)
-    del copy.graph.node[:]
-    copy.graph.node.extend([*nodes, *own])
+    _led(copy.graph, nodes)
     return copy, tuple(f"the batch of input {name} is its axis {axis} in the file and its first here" for name, axis in turned.items())
 
 
@@ -64,10 +61,7 @@ def in_kept_types(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, .
     for value in copy.graph.input:
         if value.name in cast:
             value.type.tensor_type.elem_type = _KEPT[cast[value.name]]
-    _renamed(copy.graph, {name: _CAST + name for name in cast})
-    own = list(copy.graph.node)
-    del copy.graph.node[:]
-    copy.graph.node.extend([helper.make_node("Cast", [name], [_CAST + name], to=kind) for name, kind in cast.items()] + own)
+    _led(copy.graph, [helper.make_node("Cast", [name], [_CAST + name], to=kind) for name, kind in cast.items()])
 
     def said(kind: int) -> str:
         return str(helper.tensor_dtype_to_np_dtype(kind))
@@ -115,6 +109,14 @@ def _moved(rank: int, source: int, to: int) -> list[int]:
     order = [i for i in range(rank) if i != source]
     order.insert(to, source)
     return order
+
+
+def _led(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Puts nodes of one input and one output in front; all others read what they give."""
+    _renamed(graph, {node.input[0]: node.output[0] for node in nodes})
+    own = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *own])
 
 
 def _renamed(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -24,15 +24,21 @@ def kept(ours: Array, theirs: Array) -> Array:
 
 def close(a: Array, b: Array, tolerance: float) -> bool:
     """Whether no number differs by more than `tolerance` of the largest |a|, and what is not finite is the same in both."""
+    farthest, largest = extremes(a, b)
+    return farthest <= tolerance * largest
+
+
+def extremes(a: Array, b: Array) -> tuple[float, float]:
+    """The largest |a − b|, infinite where what is not finite is not the same in both; and the largest |a| of what is finite."""
     largest = farthest = 0.0
     for one, other in zip(pieces(a), pieces(b), strict=True):
         one, other = one.astype(float), other.astype(float)
         finite = np.isfinite(one)
         if not np.array_equal(one[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
-            return False
-        largest = max(largest, np.abs(one[finite]).max(initial=0.0))
-        farthest = max(farthest, np.abs(one[finite] - other[finite]).max(initial=0.0))
-    return bool(farthest <= tolerance * largest)
+            return np.inf, largest
+        largest = max(largest, float(np.abs(one[finite]).max(initial=0.0)))
+        farthest = max(farthest, float(np.abs(one[finite] - other[finite]).max(initial=0.0)))
+    return farthest, largest
 
 
 def pieces(values: Array) -> Iterator[Array]:

@@ -23,7 +23,7 @@ from hasten.core.report import Latency, Measurement, Trial
 from hasten.core.runner import Runner
 from hasten.core.score import Score
 from hasten.core.store import Store
-from hasten.measure import energy, timing
+from hasten.measure import distances, energy, timing
 from hasten.search import portions
 from hasten.search.catalogue import Settings
 from hasten.search.pace import Pace, trains
@@ -187,11 +187,8 @@ def difference(expected: Arrays, got: Arrays) -> float:
     """The largest |got − expected| over all outputs, each divided by its largest |expected|; infinite where not the same are finite."""
     worst = 0.0
     for old, new in zip(expected, got, strict=True):
-        finite_ = np.isfinite(old)
-        if not np.array_equal(old[~finite_], new[~finite_], equal_nan=True) or not np.isfinite(new[finite_]).all():
-            return math.inf
-        scale = float(np.abs(old[finite_]).max(initial=0.0)) or 1.0
-        worst = max(worst, float(np.abs(new[finite_].astype(np.float64) - old[finite_]).max(initial=0.0)) / scale)
+        farthest, largest = distances.extremes(old, new)
+        worst = max(worst, farthest / (largest or 1.0))
     return worst
 
 

@@ -197,7 +197,6 @@ def _build(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) ->
     _built(recipe, _context(Path(run), loss, seed, profile), Path(run))
 
 
-_FAR = 1e-3  # of the largest output
 _LOAD_PT2 = """\
 import torch
 from torch.utils._pytree import tree_leaves
@@ -237,6 +236,7 @@ def _shipped(original: Network, model: Path) -> bool:
 
     from hasten.load.lower import forward, relative_difference
     from hasten.load.program import export_program
+    from hasten.search.prover import EQUAL_TOLERANCE
 
     program = export_program(original)
     called = [n.target for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
@@ -245,7 +245,7 @@ def _shipped(original: Network, model: Path) -> bool:
     torch.export.save(program, model)
     given = runpy.run_path(str(model.with_name("load.py")))["load"](str(model.parent))(*original.example)
     pairs = zip(forward(original, original.example), given, strict=True)
-    return all(relative_difference(a, b) <= _FAR for a, b in pairs)
+    return all(relative_difference(a, b) <= EQUAL_TOLERANCE for a, b in pairs)
 
 
 def _survey(pickled: np.ndarray[Any, Any], *, run: str, loss: Loss, seed: int) -> dict[str, Any]:
