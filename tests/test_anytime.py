@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +19,14 @@ import madeup
 import sample_reports
 from hasten import cli, verbs
 from hasten.core import folder
-from hasten.core.errors import Interrupted, UsageError
+from hasten.core.errors import ChildFailed, Interrupted, UsageError
 from hasten.core.report import Limit, Report
 from hasten.core.store import Store
 from hasten.measure import timing
 from hasten.search import anytime, export, finals
 from hasten.search.catalogue import Settings
 from hasten.search.clock import Clock
+from hasten.search.watch import Event
 from sample_reports import trial
 
 
@@ -64,8 +68,12 @@ def test_what_is_on_disk_is_there_from_the_first_trial_and_only_gets_better(monk
     bench, facts = SimpleNamespace(settings=Settings(limit=Limit(), batches=(1,))), Facts()
     job: Any = SimpleNamespace(store=facts, folder=tmp_path, watch=SimpleNamespace(best=None))
     best = anytime.Best(job, bench)  # type: ignore[arg-type]
+    (tmp_path / "best-so-far").mkdir()
     for one in TRIALS:
         best.see(one)
+        if one.number == 2:  # what needs no proof is faster than what does
+            assert job.watch.best == "2.2× OnnxRuntime"
+            assert not (tmp_path / "best-so-far").exists()
     safe, lossy = ("artifact", True), ("best-so-far", False)
     assert [((name, proved), n) for name, n, proved in put] == [(safe, 0), (lossy, 1), (safe, 2), (lossy, 4), (lossy, 7)]
     assert job.watch.best == "9.0× OnnxRuntime (not proved yet)"
@@ -106,6 +114,12 @@ def test_picking_costs_nothing_and_changes_the_artifact(finished: tuple[Path, Re
     assert again(run, "fastest").chosen == report.chosen
     with pytest.raises(UsageError, match="pick must be fastest, smallest, balanced or one of the certified trials"):
         again(run, "999")
+
+
+def test_a_pick_is_checked_before_anything_is_searched() -> None:
+    with pytest.raises(UsageError, match="pick must be fastest, smallest, balanced or the number of a trial, got 'fastst'"):
+        verbs.Options(pick="fastst")
+    assert [verbs.Options(pick=word).pick for word in ("smallest", "12")] == ["smallest", "12"]
 
 
 def test_nothing_unproved_is_left_behind(finished: tuple[Path, Report]) -> None:
@@ -159,9 +173,101 @@ def test_the_final_timing_is_told_what_is_left(monkeypatch: pytest.MonkeyPatch, 
         )
 
     monkeypatch.setattr(timing, "race", race)
-    bench: Any = SimpleNamespace(
-        launch_s=1.0, contestant=lambda t: t, select=SimpleNamespace(inputs=()), settings=Settings(limit=Limit(), batches=(1,))
-    )
+    bench: Any = SimpleNamespace(contestant=lambda t: t, select=SimpleNamespace(inputs=()), settings=Settings(limit=Limit(), batches=(1,)))
     found = finals.final_timing(bench, TRIALS[0], TRIALS[2], [TRIALS[4], TRIALS[2]], left_s)
     assert asked == [replace(timing.FULL, hurry_s=hurry_s)]
     assert set(found.latency) == {0, 2, 4}
+
+
+def test_a_killed_process_has_used_its_time(tmp_path: Path) -> None:
+    run, kept = tmp_path / "run", []
+
+    def look(event: Event) -> None:
+        if event.trial or event.stage in ("heat", "proof", "timing"):
+            store = Store(run / verbs.STORE, writable=False)
+            kept.append(store.fact("seconds"))
+            store.close()
+
+    madeup.prepare(run)
+    madeup.search(run, watcher=look)
+    assert len(kept) > 12
+    assert kept[0] > 0
+    assert kept == sorted(kept)
+
+
+def test_what_time_decided_stays_decided(finished: tuple[Path, Report], tmp_path: Path) -> None:
+    """A run that was killed before its last stage has less time when it goes on: the same candidates come out."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    store = Store(run / verbs.STORE)
+    with store._db:
+        store._db.execute("DELETE FROM facts WHERE name = 'final'")
+    store.close()
+    again = madeup.search(run, replace(madeup.SETTINGS, time_limit_s=0.001))
+    assert [o.trial for o in again.offers] == [o.trial for o in finished[1].offers]
+
+
+@contextmanager
+def broken(monkeypatch: pytest.MonkeyPatch, fails: Callable[[set[int], int], bool]) -> Iterator[None]:
+    """Contestants of these numbers, asked for so many examples (0: timed), die where `fails` says so."""
+    real = madeup.stand_ins
+
+    @contextmanager
+    def inside(store: Store) -> Iterator[None]:
+        with real(store), monkeypatch.context() as patch:
+            race, outputs = timing.race, finals._outputs
+
+            def raced(contestants: Any, *words: Any, **more: Any) -> timing.Timing:
+                if fails({int(c.folder.name) for c in contestants}, 0):
+                    raise ChildFailed("gone")
+                return race(contestants, *words, **more)
+
+            def answered(bench: Any, trial: Any, view: Any) -> Any:
+                if fails({trial.number}, len(view)):
+                    raise ChildFailed("gone")
+                return outputs(bench, trial, view)
+
+            patch.setattr(timing, "race", raced)
+            patch.setattr(finals, "_outputs", answered)
+            yield
+
+    monkeypatch.setattr(madeup, "stand_ins", inside)
+    yield
+
+
+@pytest.mark.parametrize("when", ["always", "on prove", "after the proof", "all at once"])
+def test_a_candidate_that_dies_at_the_end_costs_itself(
+    finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    first = finished[1].chosen
+    assert first
+    dies: dict[str, Callable[[set[int], int], bool]] = {
+        "always": lambda who, rows: first.trial in who,
+        "on prove": lambda who, rows: first.trial in who and rows > 1,
+        "after the proof": lambda who, rows: first.trial in who and rows <= 1,
+        "all at once": lambda who, rows: len(who) > 3,
+    }
+    run = tmp_path / "run"
+    madeup.prepare(run, select=2_000, prove=3_000)
+    with broken(monkeypatch, dies[when]):
+        found = madeup.search(run)
+    assert found.state == "finished"
+    assert found.chosen
+    offered = [o.trial for o in found.offers]
+    assert len(offered) >= 2
+    assert (first.trial in offered) == (when == "all at once")
+
+
+def test_a_heat_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced: list[int] = []
+    monkeypatch.setattr(timing, "race", lambda contestants, *_, **__: raced.append(len(contestants)) or 1 / 0)
+    told: dict[str, Any] = {}
+    bench: Any = SimpleNamespace(settings=Settings(limit=Limit(), batches=(1,)), contestant=lambda t: t, select=SimpleNamespace(inputs=()))
+    bench.store = SimpleNamespace(once=lambda name, run: told.setdefault(name, run()))
+    bench.left_s = lambda: 4 * 3 * sum(finals.round_s(t, (1,)) for t in TRIALS[:3]) - 0.1
+    hot = finals.heat(bench, TRIALS[:3])
+    assert {n: m.at(1).p50_ms for n, m in hot.items()} == {0: 9.0, 1: 5.0, 2: 4.0}
+    bench.left_s = lambda: 4 * 3 * sum(finals.round_s(t, (1,)) for t in TRIALS[1:4]) + 0.1
+    with pytest.raises(ZeroDivisionError):
+        finals.heat(bench, TRIALS[1:4])
+    assert raced == [3]

@@ -153,6 +153,15 @@ def test_runner_tells_what_went_wrong(packed: Path, batch: int, message: str) ->
         runner(np.zeros((batch, 1)))
 
 
+def test_runner_answers_nothing_when_its_time_is_over(packed: Path) -> None:
+    x = np.zeros((2, 1))
+    with Runner(packed, ends=time.monotonic() + 600) as runner:
+        runner(x)
+        runner._ends = time.monotonic()
+        with pytest.raises(ChildFailed, match="the time that there was for it is over"):
+            runner.outputs((x,))
+
+
 def test_runner_saves_what_it_runs(packed: Path, tmp_path: Path) -> None:
     with Runner(packed) as runner:
         runner.save(tmp_path / "copy")

@@ -84,6 +84,7 @@ def test_what_goes_wrong_costs_one_trial(tmp_path: Path) -> None:
             reasons[how] = bench.attempt(Recipe((Bad(how=how),), madeup.Given())).reason
         assert bench.attempt(good[1]).state == "finished"
         with bench.workshop.within(2):
+            assert bench.workshop.deadline_s <= 2
             reasons["hang"] = bench.attempt(Recipe((Bad(how="hang"),), madeup.Given())).reason
         for outputs in ("nan", "shape"):
             reasons[outputs] = bench.attempt(Recipe((), Odd(outputs=outputs))).reason

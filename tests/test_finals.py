@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from hasten.compress import QuantizeWeights
 from hasten.core.errors import UsageError
-from hasten.core.report import Bound, Chosen, Interval, Limit, Trial
+from hasten.core.recipe import Recipe
+from hasten.core.report import Bound, Chosen, Interval, Limit, Measurement, Trial
+from hasten.engines import OnnxRuntime
+from hasten.search import finals
 from hasten.search.catalogue import Settings
 from hasten.search.conclude import Finalists, leading
-from hasten.search.finals import FinalTiming, contenders
+from hasten.search.finals import FinalTiming, contenders, smallest
 from hasten.search.objective import Objective
 from hasten.search.summary import Final, Offer
 from sample_reports import latency, trial
@@ -78,6 +84,43 @@ def test_the_safest_whose_answers_changed_is_among_the_contenders() -> None:
     trials = [trial(i, "OnnxRuntime", "QuantizeStatic", p50=10.0 / 1.2**i, drop=0.0005 * i) for i in range(8)]
     found = [t.number for t in contenders(trials, Settings(limit=Limit(max_drop=0.01), prove_examples=4_000))]
     assert found == [7, 1, 6, 5, 4]  # trial 0 answers as the original
+
+
+def test_contenders_meet_the_caps_where_some_do() -> None:
+    sizes = (900, 900, 500, 400)
+    trials = [
+        replace(t, measurement=replace(t.measurement, size_bytes=size)) if t.measurement else t
+        for t, size in zip((ORIGINAL, PLAIN, LOSSY, trial(9, "OnnxRuntime", "QuantizeWeights", p50=0.9, drop=0.001)), sizes, strict=True)
+    ]
+
+    def numbers(**caps: float) -> list[int]:
+        return [t.number for t in contenders(trials, Settings(limit=Limit(max_drop=0.01, **caps), batches=(1,), prove_examples=9_000))]  # type: ignore[arg-type]
+
+    assert numbers(size_bytes=450) == [9]
+    assert numbers(size_bytes=450, latency_ms=0.1) == numbers()  # none meets both: the caps are said at the end
+    assert 7 in numbers(size_bytes=500)
+    small = smallest(trials, trials[:2], Settings(limit=Limit(max_drop=0.01), batches=(1,)))
+    assert [t.number for t in small] == [9]
+    assert not smallest(trials, trials[2:], Settings(limit=Limit(max_drop=0.01), batches=(1,)))  # 400 bytes are among them
+
+
+@pytest.mark.parametrize(("cap", "stays"), [(None, False), (450, True)])
+def test_what_a_cap_needs_is_not_dropped_for_gaining_no_time(monkeypatch: pytest.MonkeyPatch, cap: int | None, stays: bool) -> None:
+    steps = Recipe((QuantizeWeights(),), OnnxRuntime())
+    plain = Recipe((), OnnxRuntime())
+    made = trial(3, "OnnxRuntime", p50=1.0)
+    small = replace(made, number=3, recipe=steps.to_json(), measurement=sized(made, 400))
+    large = replace(made, number=4, recipe=plain.to_json(), measurement=sized(made, 900))
+    monkeypatch.setattr(finals, "heat", lambda bench, trials, progress: {t.number: t.measurement for t in trials})
+    bench: Any = SimpleNamespace(settings=Settings(limit=Limit(size_bytes=cap), batches=(1,)), attempt=lambda recipe, progress: large)
+    bench.store = SimpleNamespace(trials=lambda: [large])
+    best, _ = finals.ablate(bench, small)
+    assert (best is small) == stays
+
+
+def sized(made: Trial, size: int) -> Measurement:
+    assert made.measurement
+    return replace(made.measurement, size_bytes=size)
 
 
 def chosen(tried: Trial, ms: float, size: int) -> Chosen:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STORE = "run.sqlite"
 _OPENING_S = 600.0
+_PICKS = ("fastest", "smallest", "balanced")
 _ROOM_BYTES = 12 << 30
 _ANY_TIME = ("command", "pick", "workers", "ray")  # may differ when a run goes on
 
@@ -84,6 +85,8 @@ class Options:
         if self.effort not in ("quick", "normal", "thorough"):
             raise UsageError(f"effort must be quick, normal or thorough, got {self.effort!r}")
         Objective(goals=self.goals)  # its checks are ours
+        if self.pick is not None and self.pick not in _PICKS and not self.pick.isdigit():
+            raise UsageError(f"pick must be {', '.join(_PICKS)} or the number of a trial, got {self.pick!r}")
         parse_duration(self.time_limit)
         if ("energy" in self.goals or self.energy_mj is not None) and (why := energy.unreadable()):
             raise BackendMissing(why)
@@ -245,7 +248,8 @@ def _job(place: Path, store: Store, given: _Given, limit: Limit, options: Option
         batches = (task["fixed_batch"],)
     views, score = split.reopen(place), prepare.read_score(task["score"])
     time_s = parse_duration(options.time_limit) or (None if options.trials else presets.time_limit_s(options.effort))
-    asked = {"imported": task["imported"], "goals": options.goals, "time_s": time_s or math.inf}
+    goals = options.goals if limit.size_bytes is None else (*options.goals, "size")  # a cap is reached with what makes files small
+    asked = {"imported": task["imported"], "goals": goals, "time_s": time_s or math.inf}
     return Job(
         folder=place,
         store=store,

@@ -6,6 +6,7 @@ receives.
 
 from __future__ import annotations
 
+import math
 import runpy
 import shutil
 import time
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hasten.core.child import Child, Reply
+from hasten.core.errors import ChildFailed
 from hasten.core.network import Arrays
 
 _MOST, _ROOM = 64, 4 << 20
@@ -39,6 +41,7 @@ class Runner:
     Args:
         folder: what an engine packed, where the process finds it.
         deadline_s: seconds that loading, or one request, may take.
+        ends: moment of the monotonic clock at which all of it must be done.
         memory_bytes: address space that the process may take.
         fixed_batch: the only batch size that the network takes; calls are cut and padded to it.
         child: the process; one of its own here without it.
@@ -52,16 +55,17 @@ class Runner:
         folder: Path,
         *,
         deadline_s: float = 120.0,
+        ends: float = math.inf,
         memory_bytes: int | None = None,
         fixed_batch: int | None = None,
         child: Caller | None = None,
     ) -> None:
         self._folder = folder
-        self._deadline_s = deadline_s
+        self._deadline_s, self._ends = deadline_s, ends
         self._fixed_batch = fixed_batch
         self._child: Caller = child or Child(memory_bytes=memory_bytes)
         try:
-            self._child.call("hasten.core.runner:_open", folder=str(folder), deadline_s=deadline_s)
+            self._child.call("hasten.core.runner:_open", folder=str(folder), deadline_s=self._left_s())
         except BaseException:
             self._child.close()
             raise
@@ -85,7 +89,7 @@ class Runner:
 
     def time(self, inputs: Arrays, *, calls: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Nanoseconds of `calls` consecutive calls on `inputs`, measured inside the process."""
-        reply = self._child.call("hasten.core.runner:_time", *inputs, calls=calls, deadline_s=self._deadline_s)
+        reply = self._child.call("hasten.core.runner:_time", *inputs, calls=calls, deadline_s=self._left_s())
         times: np.ndarray[Any, np.dtype[np.int64]] = reply.arrays[0]
         return times
 
@@ -110,7 +114,13 @@ class Runner:
         self._child.close()
 
     def _once(self, *rows: np.ndarray[Any, Any]) -> Arrays:
-        return self._child.call("hasten.core.runner:_call", *rows, deadline_s=self._deadline_s).arrays
+        return self._child.call("hasten.core.runner:_call", *rows, deadline_s=self._left_s()).arrays
+
+    def _left_s(self) -> float:
+        left_s = self._ends - time.monotonic()
+        if left_s <= 0:
+            raise ChildFailed("the time that there was for it is over: stopped")
+        return min(self._deadline_s, left_s)
 
 
 def batch_of(inputs: Arrays) -> int:

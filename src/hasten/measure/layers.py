@@ -1,6 +1,6 @@
 """Where the time of a call goes: one row per layer, beside the least time that this machine could take for it.
 
-The value is filled by `hasten.engines.profiling.layer_times`; a search steers by it.
+The value is filled by `hasten.engines.profiling.layer_times`.
 """
 
 from __future__ import annotations

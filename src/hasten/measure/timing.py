@@ -70,6 +70,7 @@ class Protocol:
 
 
 _ALONE = 4.0  # blocks that a call must take to be made alone
+_FEW = 2  # blocks of such calls, where all are so long
 HURRIED = 3  # rounds where there is no time for more
 FULL = Protocol()
 RANKING = Protocol(fewest=3, most=3)
@@ -193,7 +194,8 @@ def _round(contestants: Sequence[Contestant], pieces: Sequence[Arrays], protocol
         for at, piece in enumerate(pieces):
             for who in order:
                 first[who, at], calls[who, at] = _awake(runners[who], _warm_up, piece, protocol.block_ms)
-            for who in _turns(order, protocol.blocks):
+            long = all(calls[who, at] == 1 for who in order)
+            for who in _turns(order, _FEW if long else protocol.blocks):
                 blocks[who, at].append(_awake(runners[who], _block, piece, calls[who, at]))
         memory = [runners[who].peak_memory_bytes() for who in range(count)]
     times = {key: np.concatenate(parts) for key, parts in blocks.items()}

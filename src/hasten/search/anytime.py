@@ -3,6 +3,7 @@ better one."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from hasten.core.recipe import Recipe
@@ -48,7 +49,13 @@ class Best:
             return
         export.package(self._job.folder, self._bench, trial, self._original, name=name, proved=name == SAFE)
         self._kept[name] = trial
+        best = self._kept.get(BEST)
+        beaten = name == SAFE and best and best.measurement and cost(trial.measurement) <= cost(best.measurement)
+        if beaten:
+            del self._kept[BEST]  # what need not be proved is faster
         self._job.store.remember("kept", {k: t.number for k, t in self._kept.items()})
+        if beaten:
+            shutil.rmtree(self._job.folder / BEST, ignore_errors=True)
 
     def _words(self) -> str:
         best = self._kept.get(BEST, self._kept[SAFE])

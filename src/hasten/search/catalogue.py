@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from hasten.core.errors import UsageError
-from hasten.core.recipe import Engine, Step
+from hasten.core.recipe import Aim, Engine, Step
 from hasten.core.report import Goal, Limit, Measurement
 from hasten.search.objective import Objective
 
@@ -83,6 +83,12 @@ class Settings:
     def objective(self) -> Objective:
         """The goals as one number."""
         return Objective(goals=self.goals, batch=self.batch, full=max(self.batches))
+
+    @property
+    def aims(self) -> frozenset[Aim]:
+        """What a step must aim at to be of use: at a goal, or at a cap."""
+        capped = self.limit.size_bytes is not None or self.limit.peak_memory_bytes is not None
+        return self.objective.aims | (frozenset({"size"}) if capped else frozenset())
 
     @property
     def counts_energy(self) -> bool:

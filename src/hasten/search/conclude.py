@@ -14,7 +14,7 @@ from hasten.search.bench import Bench
 from hasten.search.catalogue import Settings
 from hasten.search.clock import Clock
 from hasten.search.finals import FinalTiming, Heat, Proof
-from hasten.search.objective import Objective
+from hasten.search.objective import Objective, missed
 from hasten.search.risk import risks
 
 if TYPE_CHECKING:
@@ -22,38 +22,49 @@ if TYPE_CHECKING:
 
 _CONTENDER_S = 10.0  # of the heats, the proof and the final timing, for one contender
 _OFFER_ROUNDS = 6.0  # of the final timing, that an offer should get
+_ABLATION = 1 / 4  # of the time left
 
 
 def finish(job: Job, bench: Bench, clock: Clock) -> None:
     """What follows the last trial. Each stage leaves its result in the store."""
-    watch, settings = job.watch, job.settings
+    settings = job.settings
     cost = settings.objective.cost
     # Those of the search alone: a run that goes on after its ablation must find the contenders that it had.
     searched = set(job.store.once("searched", lambda: [t.number for t in job.store.trials()]))
     trials = [t for t in job.store.trials() if t.number in searched]
     original, plain = trials[0], plain_best(trials, settings.objective)
-    watch.stage("heat", "timing the contenders side by side")
-    rivals = finals.contenders(trials, settings)[: fitting(clock.left_s(), _CONTENDER_S, 2)]
-    hot = finals.heat(bench, unique([*rivals, plain]), watch.progress)
+    progress = job.watch.progress
+    _begin(job, clock, "heat", "timing the contenders side by side")
+    proof_s = (job.store.fact("fitted") or {}).get("each_s", 0.0) * job.views.prove.size
+    fit = job.store.once("rivals", lambda: fitting(clock.left_s(), _CONTENDER_S + proof_s, 2))
+    rivals = finals.contenders(trials, settings)[:fit]
+    hot = finals.heat(bench, unique([*rivals, plain]), progress)
     plain = min((t for t in unique([*rivals, plain]) if is_plain(t)), key=lambda t: cost(hot[t.number]))
-    watch.stage("ablation", "taking each step out in turn")
+    _begin(job, clock, "ablation", "taking each step out in turn")
     lines, leader = _ablation(job, bench, clock, rivals, hot)
     rivals = unique([leader, *rivals, plain])
-    hot = finals.heat(bench, rivals, watch.progress)
+    hot = finals.heat(bench, rivals, progress)
     risk = risks(unique([*trials, *rivals]), settings)
     points = [(t.number, hot[t.number].score_drop, risk[t.number], cost(hot[t.number])) for t in rivals]
-    frozen = job.store.once("frozen", lambda: prover.freeze(points, limit=settings.limit))
+    small = finals.smallest([*trials, *rivals], rivals, settings) if len(rivals) <= fit else []
+    frozen = job.store.once("frozen", lambda: [*prover.freeze(points, limit=settings.limit), *(t.number for t in small)])
     job.store.remember("ledger", [line.to_json() for line in lines])
-    watch.stage("proof", "opening the proof data, once")
+    _begin(job, clock, "proof", "opening the proof data, once")
     by_number = {t.number: t for t in job.store.trials()}
-    proof = finals.prove(bench, job.views.prove, original, plain, [by_number[n] for n in frozen], watch.progress)
+    proof = finals.prove(bench, job.views.prove, original, plain, [by_number[n] for n in frozen], progress)
     job.store.remember("certificates", [c.to_json() for c in proof.certificates])
-    watch.stage("timing", "timing the result in fresh launches")
+    _begin(job, clock, "timing", "timing the result in fresh launches")
     certified = {c.trial: by_number[c.trial] for c in proof.certificates if passes(c, settings.limit.accept)}
     ranked = sorted(certified.values(), key=lambda t: cost(hot[t.number]) if t.number in hot else float("inf"))
-    offers = ranked[: min(finals.OFFERS, fitting(clock.left_s(), _OFFER_ROUNDS * bench.launch_s, 3) - 2)]
-    timed = finals.final_timing(bench, original, plain, offers[::-1], clock.left_s(), watch.progress)
+    each_s = max(finals.round_s(t, settings.batches) for t in (plain, *ranked[:1]))
+    offers = ranked[: job.store.once("offered", lambda: min(finals.OFFERS, fitting(clock.left_s(), _OFFER_ROUNDS * each_s, 3) - 2))]
+    timed = finals.final_timing(bench, original, plain, offers[::-1], clock.left_s(), progress)
     _conclude(job, bench, Finalists(original=original, plain=plain, certified=tuple(certified.values()), timed=timed), proof)
+
+
+def _begin(job: Job, clock: Clock, stage: str, words: str) -> None:
+    job.store.remember("seconds", clock.used_s())
+    job.watch.stage(stage, words)
 
 
 def fitting(left_s: float, each_s: float, least: int) -> int:
@@ -93,7 +104,7 @@ class Finalists:
     def missed(self, trial: Trial, limit: Limit, batch: int) -> list[str]:
         """The caps that a trial misses, in words."""
         speedup = next(i.value for i in self.timed.over_original[trial.number] if i.batch == batch)
-        return summary.missed(self.timed.measured(trial), speedup, limit, batch)
+        return missed(self.timed.measured(trial), speedup, limit, batch)
 
     def ranked(self, among: Sequence[Trial], objective: Objective) -> list[Trial]:
         """The result first, then by cost.
@@ -138,7 +149,7 @@ def _conclude(job: Job, bench: Bench, finalists: Finalists, proof: Proof) -> Non
 
 def _ablation(job: Job, bench: Bench, clock: Clock, rivals: Sequence[Trial], hot: Heat) -> tuple[list[LedgerLine], Trial]:
     leader = leading(rivals, hot, job.settings)
-    with bench.workshop.within(max(1.0, clock.left_s() / 6)):  # a step whose absence takes a training goes unmeasured
+    with bench.workshop.within(max(1.0, _ABLATION * clock.left_s())):  # a step whose absence takes a training goes unmeasured
         leader, lines = finals.ablate(bench, leader, job.watch.progress)
     return lines, leader
 

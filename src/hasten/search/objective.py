@@ -9,7 +9,7 @@ from typing import get_args
 
 from hasten.core.errors import UsageError
 from hasten.core.recipe import Aim
-from hasten.core.report import Goal, Interval, Measurement
+from hasten.core.report import Goal, Interval, Limit, Measurement
 
 TIMED: tuple[Goal, ...] = ("latency", "throughput")
 
@@ -86,3 +86,23 @@ def timed(measured: Measurement, times: dict[int, float]) -> Measurement:
     """The measurement with medians from another, better timing; `times`: batch size → milliseconds."""
     latency = tuple(replace(entry, p50_ms=times.get(entry.batch, entry.p50_ms)) for entry in measured.latency)
     return replace(measured, latency=latency)
+
+
+def missed(measured: Measurement, speedup: float, limit: Limit, batch: int) -> list[str]:
+    """Which caps a result misses, in words.
+
+    Args:
+        measured: with its times and memory.
+        speedup: over the network as given.
+    """
+    ms, memory = measured.at(batch).p50_ms, measured.peak_memory_bytes
+    energy, rate = measured.energy_mj, 1e3 * batch / ms
+    found = [
+        (limit.size_bytes, measured.size_bytes, 1, f"{measured.size_bytes:,} bytes on disk, cap {limit.size_bytes or 0:,}"),
+        (limit.peak_memory_bytes, memory, 1, f"{memory:,} bytes of memory, cap {limit.peak_memory_bytes or 0:,}"),
+        (limit.latency_ms, ms, 1, f"{ms:.3g} ms, cap {limit.latency_ms or 0:g} ms"),
+        (limit.energy_mj, energy, 1, f"{energy or 0:.3g} mJ, cap {limit.energy_mj or 0:g} mJ"),
+        (limit.min_speedup, speedup, -1, f"{speedup:.2f}× faster, minimum {limit.min_speedup or 0:g}×"),
+        (limit.examples_per_s, rate, -1, f"{rate:,.0f} examples per second, minimum {limit.examples_per_s or 0:,.0f}"),
+    ]
+    return [words for cap, value, sign, words in found if cap is not None and (value is None or sign * value > sign * cap)]

@@ -26,25 +26,30 @@ SCORING, PROVING, CALL = 1 / 40, 1 / 8, 1 / 200
 LEAST = 200  # examples, where they take at most `CHOOSING` of the limit, or `SHOWING` for those that prove; else as many as do
 CHOOSING, SHOWING = 1 / 10, 1 / 4
 _FEWEST = 16  # however slow the network is
-_PIECE = 16  # examples that tell how fast it is
+_FIRST, _PIECE, _LONG_S = 2, 16, 2.0  # examples that tell how fast it is: a few, and more of them where those take no longer than this
 _POWER = 2  # times as many as can show the limit at all
 
 
 def fit(runner: Runner, settings: Settings, select: View, score: Score, fixed_batch: int | None) -> dict[str, Any]:
-    """The fact `fitted`, by the second of two calls of the network as given."""
+    """The fact `fitted`, by a call of the network as given that is not its first."""
     if settings.time_limit_s is None:
         return {"select": [len(select), len(select)], "batches": list(settings.batches), "left": [], "each_s": 0.0}
-    piece = select.take(slice(max(_PIECE, fixed_batch or 1)))
-    runner.outputs(piece.inputs)
-    began = time.perf_counter()
-    outputs = runner.outputs(piece.inputs)
-    whole = _of_the_whole(score, outputs, piece)  # outputs may be so large that scoring takes longer than the network
-    each_s = (time.perf_counter() - began) / len(piece)
+    runner.outputs(select.take(slice(max(_FIRST, fixed_batch or 1))).inputs)
+    whole, each_s = _paced(runner, score, select.take(slice(max(_FIRST, fixed_batch or 1))))
+    if _PIECE * each_s < _LONG_S:
+        whole, each_s = _paced(runner, score, select.take(slice(max(_PIECE, fixed_batch or 1))))
     size = len(select) if whole else _fitting(settings, len(select), each_s, (SCORING, CHOOSING), LEAST)
     needed = {settings.batch, *settings.objective.batches}
     batches = [b for b in settings.batches if b in needed or b * each_s <= CALL * settings.time_limit_s]
     left = [b for b in settings.batches if b not in batches]
     return {"select": [size, len(select)], "batches": batches, "left": left, "each_s": each_s}
+
+
+def _paced(runner: Runner, score: Score, piece: View) -> tuple[bool, float]:
+    """Whether the score is one of the whole; seconds of an example, its score included: outputs may be large."""
+    began = time.perf_counter()
+    whole = _of_the_whole(score, runner.outputs(piece.inputs), piece)
+    return whole, (time.perf_counter() - began) / len(piece)
 
 
 def taken(select: View, settings: Settings, fitted: dict[str, Any]) -> tuple[View, Settings]:
@@ -55,14 +60,17 @@ def taken(select: View, settings: Settings, fitted: dict[str, Any]) -> tuple[Vie
 
 
 def proving(settings: Settings, size: int, each_s: float, score: Score) -> int:
-    """How many of `size` examples prove.
+    """How many of `size` examples prove. Where there is no time for as many as can show the limit at all, equal outputs are all that can
+    be proved, which takes few.
 
     Args:
         settings: with the limit in the score's unit.
         each_s: seconds of the network as given for an example.
         score: one that is a mean over examples.
     """
-    return _fitting(settings, size, each_s, (PROVING, SHOWING), max(LEAST, _POWER * (_showing(settings.limit, score) or 0)))
+    needed = _showing(settings.limit, score) or 0
+    hopeless = settings.time_limit_s is not None and needed * each_s > SHOWING * settings.time_limit_s
+    return _fitting(settings, size, each_s, (PROVING, PROVING if hopeless else SHOWING), max(LEAST, _POWER * needed))
 
 
 def told(store: Store) -> tuple[dict[str, int], list[str]]:

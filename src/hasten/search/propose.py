@@ -41,7 +41,7 @@ def propose(
         settings: what the user asked for.
         guesses: settings to begin with, by kind of step, in the place of the usual ones.
     """
-    useful = {kind: space for kind, space in spaces.items() if kind.aims == {"score"} or kind.aims & settings.objective.aims}
+    useful = {kind: space for kind, space in spaces.items() if kind.aims == {"score"} or kind.aims & settings.aims}
     menders = {kind: space for kind, space in useful.items() if kind.aims == {"score"}}
     shaping = {kind: space for kind, space in useful.items() if kind.stage == Stage.STRUCTURE and not kind.lossless and kind not in menders}
     gentler = {kind: space for kind, space in useful.items() if _instead_of(kind) in useful}

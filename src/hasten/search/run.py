@@ -68,6 +68,7 @@ def optimize(job: Job) -> Report:
     try:
         workshop.crew = job.hands.hire(job.folder, loss=job.loss, seed=job.settings.seed)
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
+        bench.left_s = clock.left_s
         job = _settle(job, bench)
         _search(job, bench, clock)
         finish(job, bench, clock)
@@ -76,7 +77,7 @@ def optimize(job: Job) -> Report:
             warm.remember(_kept_at(job), Recipe.from_json(best.recipe))
     finally:
         workshop.close()
-        job.store.remember("seconds", before_s + job.watch.elapsed_s())
+        job.store.remember("seconds", clock.used_s())
     return summary.report(job.folder, job.store)
 
 
@@ -154,6 +155,7 @@ def _search(job: Job, bench: Bench, clock: Clock) -> None:
         with bench.workshop.within(seconds):
             trial = bench.attempt(recipe, watch.progress)
         said.append(trial)
+        job.store.remember("seconds", clock.used_s())  # a process that is killed has used its time as well
         watch.coming = _coming(begin, said, settings, watch.coming)
         best.see(trial)
         watch.ended(trial, time.monotonic() - began)

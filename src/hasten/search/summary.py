@@ -18,7 +18,6 @@ from hasten.core.report import (
     ClassChange,
     LedgerLine,
     Limit,
-    Measurement,
     ParetoPoint,
     Report,
     Trial,
@@ -211,26 +210,6 @@ def _baseline(bench: Bench, trial: Trial, timed: FinalTiming, proof: Proof) -> B
         macs=trial.measurement.macs,
         latency_ms=timed.latency[trial.number],
     )
-
-
-def missed(measured: Measurement, speedup: float, limit: Limit, batch: int) -> list[str]:
-    """Which caps a result misses, in words.
-
-    Args:
-        measured: with its final times and memory.
-        speedup: over the network as given.
-    """
-    ms, memory = measured.at(batch).p50_ms, measured.peak_memory_bytes
-    energy, rate = measured.energy_mj, 1e3 * batch / ms
-    found = [
-        (limit.size_bytes, measured.size_bytes, 1, f"{measured.size_bytes:,} bytes on disk, cap {limit.size_bytes or 0:,}"),
-        (limit.peak_memory_bytes, memory, 1, f"{memory:,} bytes of memory, cap {limit.peak_memory_bytes or 0:,}"),
-        (limit.latency_ms, ms, 1, f"{ms:.3g} ms, cap {limit.latency_ms or 0:g} ms"),
-        (limit.energy_mj, energy, 1, f"{energy or 0:.3g} mJ, cap {limit.energy_mj or 0:g} mJ"),
-        (limit.min_speedup, speedup, -1, f"{speedup:.2f}× faster, minimum {limit.min_speedup or 0:g}×"),
-        (limit.examples_per_s, rate, -1, f"{rate:,.0f} examples per second, minimum {limit.examples_per_s or 0:,.0f}"),
-    ]
-    return [words for cap, value, sign, words in found if cap is not None and (value is None or sign * value > sign * cap)]
 
 
 def miss_words(trials: Mapping[int, Trial], best: Chosen, caps: Sequence[str], limit: Limit) -> str:

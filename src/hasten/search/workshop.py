@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -33,6 +35,7 @@ Action = Step | str
 LOWER = "lower"
 ORIGINAL = Path("networks") / "original"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_LEAST_S = 0.1  # of a request that comes when the time is over: it fails by itself
 
 
 class Halting:
@@ -55,8 +58,10 @@ class Halting:
         self._starting.release()
 
     def stop(self) -> None:
-        """Kills the child; a call that is under way in another thread raises ChildFailed."""
-        if child := self._child:
+        """Kills the child, one that is being started as soon as it is there; a call under way in another thread raises ChildFailed."""
+        with self._starting:
+            child = self._child
+        if child:
             child.stop()
 
 
@@ -88,8 +93,14 @@ class Workshop(Halting):
         self._run = run
         self._job = {"run": str(run), "loss": loss, "seed": seed}
         self._memory_bytes = memory_bytes
-        self.deadline_s = deadline_s
+        self._deadline_s = deadline_s
+        self.ends = math.inf  # moment of the monotonic clock at which what is asked for must be there
         self._environment = None if threads is None else {name: str(threads) for name in _THREADS}
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that a request may take now."""
+        return min(self._deadline_s, max(self.ends - time.monotonic(), _LEAST_S))
 
     def make(self, recipe: Recipe, package: Path, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
         """Packs what the recipe makes into `package`; gives its parameters and MACs. Raises Unsupported, ChildFailed."""
@@ -103,12 +114,12 @@ class Workshop(Halting):
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Less time for each request inside, and as much as before behind it: the result is packed though the time is over."""
-        usual, self.deadline_s = self.deadline_s, min(self.deadline_s, seconds)
+        """So much time for all that is asked for inside, and as much as before behind it: the result is packed though the time is over."""
+        usual, self.ends = self.ends, min(self.ends, time.monotonic() + seconds)
         try:
             yield
         finally:
-            self.deadline_s = usual
+            self.ends = usual
 
     def quiet(self) -> contextlib.AbstractContextManager[None]:
         """No helper works inside: for timing."""
