@@ -294,7 +294,8 @@ class Report(_Json):
 
     `chosen` is None where a cap of the limit is met by no certified candidate, or where the run is not finished. `offers` are the
     certified candidates that were timed in the end and meet the caps, the chosen one first, the others by cost; any can be picked.
-    `fixed_batch` is the only batch size that the network takes, if there is one.
+    `fixed_batch` is the only batch size that the network takes, if there is one. `input_shapes`: of one example, with the type, as all
+    times were taken.
     """
 
     format: Literal[1] = FORMAT
@@ -315,6 +316,7 @@ class Report(_Json):
     classes: tuple[ClassChange, ...] = ()
     class_names: tuple[str, ...] = ()
     input_names: tuple[str, ...] = ()
+    input_shapes: tuple[str, ...] = ()
     openings: tuple[Opening, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()

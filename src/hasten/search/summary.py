@@ -147,6 +147,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         classes=taken.classes if taken else (),
         class_names=tuple(task.get("classes") or ()),
         input_names=tuple(task.get("inputs") or ()),
+        input_shapes=tuple(_shape(i) for i in (task.get("summary") or {}).get("inputs", ())),
         openings=store.openings(),
         trials=trials,
         notes=(*task.get("notes", ()), *left_out, *_cautions(asked, trials, taken.chosen if taken else None)),
@@ -243,6 +244,12 @@ def by_class(labels: Array | None, values: Sequence[Array | None], names: Sequen
     for label in np.unique(labels):
         rows = labels == label
         yield names[label] if label < len(names) else str(label), int(rows.sum()), [float(v[rows].mean()) for v in known]
+
+
+def _shape(described: Mapping[str, Any]) -> str:
+    """Of one example: "1×28×28 float32"."""
+    sizes = "×".join(str(size) for size in described["shape"][1:])
+    return f"{sizes or 'a number,'} {described['dtype']}"
 
 
 def _ranking_baseline(trials: Sequence[Trial]) -> dict[str, Baseline]:
