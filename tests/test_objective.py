@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import madeup
 from hasten.core.errors import BackendMissing, UsageError
 from hasten.core.report import Interval
 from hasten.measure import energy
+from hasten.report.tables import comparison
 from hasten.search.clock import parse_duration
 from hasten.search.objective import Objective, timed
 from hasten.verbs import Options
@@ -82,3 +84,16 @@ def test_energy_is_refused_where_nothing_counts_it(tmp_path: Path, monkeypatch: 
         Options(objective="latency,energy")
     with pytest.raises(BackendMissing, match="RAPL"):
         Options(energy_mj=3.0)
+
+
+def test_a_search_for_less_energy_counts_it_and_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter(range(1, 1000))
+    monkeypatch.setattr(energy, "energy_mj", lambda call: 100.0 / next(spent))
+    madeup.prepare(tmp_path / "run")
+    found = madeup.search(tmp_path / "run", replace(madeup.SETTINGS, goals=("energy",)))
+    assert [t.measurement.energy_mj for t in found.trials if t.measurement][:3] == [100.0, 50.0, 100 / 3]
+    assert found.chosen
+    assert found.chosen.energy_mj
+    assert found.baselines["as given"].energy_mj == 100.0
+    row = next(line.cells for line in comparison(found).lines if line.cells[0].startswith("energy"))
+    assert row[1] == "100.00 mJ"

@@ -211,6 +211,7 @@ class Chosen(_Json):
     parameters: int | None
     macs: int | None
     latency_ms: tuple[Latency, ...]
+    energy_mj: float | None = None
 
 
 @_value
@@ -225,6 +226,7 @@ class Baseline(_Json):
     parameters: int | None
     macs: int | None
     latency_ms: tuple[Latency, ...]
+    energy_mj: float | None = None
 
 
 @_value

@@ -57,6 +57,9 @@ def comparison(report: Report) -> Table:
         Line(cells=("multiply-adds", *(text.many(c.macs) for _, c in columns))),
         Line(cells=(report.score_name, *(text.score(c.score, share=share, places=2) for _, c in columns))),
     ]
+    if any(c.energy_mj is not None for _, c in columns):
+        counted = (text.ABSENT if c.energy_mj is None else f"{text.decimals(c.energy_mj, 2)} mJ" for _, c in columns)
+        lines.append(Line(cells=("energy of a call, counted once", *counted)))
     headings = ("", *(name.replace("_", " ") for name, _ in columns))
     return Table(name="Before and after", headings=headings, lines=tuple(lines) if columns else ())
 

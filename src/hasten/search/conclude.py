@@ -177,6 +177,7 @@ def _offer(job: Job, bench: Bench, trial: Trial, timed: FinalTiming, proof: Proo
         parameters=facts["parameters"],
         macs=facts["macs"],
         latency_ms=measured.latency,
+        energy_mj=measured.energy_mj,
     )
     classes = summary.class_changes(bench.score, proof, trial.number, job.store.fact("task") or {})
     return summary.Offer(chosen=chosen, verdict=certificate.verdict, classes=classes)

@@ -210,6 +210,7 @@ def _baseline(bench: Bench, trial: Trial, timed: FinalTiming, proof: Proof) -> B
         parameters=trial.measurement.parameters,
         macs=trial.measurement.macs,
         latency_ms=timed.latency[trial.number],
+        energy_mj=trial.measurement.energy_mj,
     )
 
 
