@@ -237,6 +237,20 @@ def test_a_folded_network_and_one_with_its_norms_train_alike() -> None:
     np.testing.assert_allclose(forward(one, of.example)[0], forward(two, of.example)[0], atol=1e-4)
 
 
+def test_norms_that_cannot_fold_keep_their_statistics() -> None:
+    """In front of an activation there is no layer to fold into; statistics of rounded batches would move the ranges behind them."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten())
+    nn.init.uniform_(body[2].running_mean, -0.5, 0.5)
+    nn.init.uniform_(body[2].running_var, 0.5, 2.0)
+    of = Network(kind="module", body=body.eval(), example=(torch.randn(8, 3, 6, 6).numpy(),))
+    made = QuantizeAware(epochs=2, batch=8, learning_rate=1e-2).apply(of, context(of)).module
+    (norm,) = (m for m in made.modules() if isinstance(m, nn.BatchNorm2d))
+    assert torch.equal(norm.running_mean, body[2].running_mean)
+    assert torch.equal(norm.running_var, body[2].running_var)
+    assert not torch.equal(norm.weight, body[2].weight), "the rest of it learns"
+
+
 def test_a_fixed_batch_is_kept() -> None:
     of = network("cnn")
     fixed = replace(of, fixed_batch=4)

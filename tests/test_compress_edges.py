@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.compress import Equalize, FoldBatchNorm, PruneBlocks, PruneStructure, QuantizeAware
+from hasten import compress
+from hasten.compress import Equalize, FoldBatchNorm, PruneBlocks, PruneStructure, PruneWeights, QuantizeAware, ShareWeights
 from hasten.compress.layers import lifted
 from hasten.core.data import View
-from hasten.core.errors import DataRefused, Unsupported
+from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context
 from hasten.engines import OnnxRuntime
@@ -191,3 +193,42 @@ def test_training_reads_the_axis_of_classes_as_the_scores_do() -> None:
     assert class_axis(torch.zeros(5, 3, 3), (5, 3)) == -1
     assert class_axis(torch.zeros(5, 4, 3), (5, 3)) == 1
     assert class_axis(torch.zeros(5, 4), (5,)) == -1
+
+
+def deep(blocks: int) -> Network:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(blocks))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + torch.relu(layer(x))
+            return x
+
+    return network(Added(), 4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "numbers"), [(1, (1,)), (3, (1, 2, 3)), (8, (1, 2, 3, 4)), (16, (1, 2, 3, 4, 8)), (24, (1, 2, 3, 6, 12))]
+)
+def test_of_a_deep_network_more_blocks_may_go(depth: int, numbers: tuple[int, ...]) -> None:
+    assert PruneBlocks.space(deep(depth)) == {"blocks": numbers}
+
+
+def whole_fields() -> list[tuple[type, str]]:
+    """Every field of every step of the room that holds whole numbers alone, by its annotation."""
+    steps = [getattr(compress, name) for name in compress.__all__ if dataclasses.is_dataclass(getattr(compress, name))]
+    return [(s, f.name) for s in steps for f in dataclasses.fields(s) if str(f.type) in ("int", "int | None", "Literal[8, 4]")]
+
+
+@pytest.mark.parametrize(("step", "name"), [*whole_fields(), (PruneWeights, "pattern")], ids=str)
+@pytest.mark.parametrize("wrong", [4.5, 8.0, "8", True])
+def test_numbers_that_are_not_whole_are_refused_at_once(step: type, name: str, wrong: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be .*whole number.*, got"):
+        step(**{name: (wrong, 16) if name == "pattern" else wrong})
+
+
+def test_there_are_fields_to_check() -> None:
+    assert {"rounds", "multiple", "bits", "groups", "rank", "weight_bits", "batch", "block", "multiplier"} <= {n for _, n in whole_fields()}
+    assert ShareWeights(bits=np.int64(4)) == ShareWeights(bits=4)  # type: ignore[arg-type]

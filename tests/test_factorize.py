@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.compress import DepthwiseSeparable, FactorizeConv, FactorizeLinear
-from hasten.compress.factorize import ranks, tensors
+from hasten.compress import DepthwiseSeparable, FactorizeConv, FactorizeLinear, calls
+from hasten.compress.factorize import linear, ranks, tensors
 from hasten.core.data import View
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Step
 from hasten.load.lower import forward
 from hasten.measure import counts
-from networks import NETWORKS, network
+from networks import NETWORKS, equal, network
 from test_fold_more import given, layers
 
 STEPS: tuple[Step, ...] = (
@@ -244,6 +244,8 @@ def test_settings_are_checked(kind: Any) -> None:
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"rank": 2, "energy": 0.5}, "give one, got energy=0.5 and rank=2"),
         ({"multiple": 0}, "multiple must be at least 1, got 0"),
+        ({"faster": 1.0}, r"faster must be in \(0, 1\), got 1.0"),
+        ({"faster": 0.5, "rank": 2}, "give one, got rank=2 and faster=0.5"),
     ):
         with pytest.raises(ValueError, match=why):
             kind(**settings)
@@ -298,3 +300,82 @@ def test_values_that_are_not_finite_are_refused() -> None:
         apply(FactorizeLinear(), of, data=data)
     with pytest.raises(Unsupported, match="whiten needs 1 rows of calibration data at least, got 0"):
         apply(FactorizeLinear(), of, data=data[:0])
+
+
+def test_layers_that_read_too_much_are_not_whitened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The covariance of VGG-16's 25,088 inputs takes 5 GB."""
+    of = given(lambda: nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 20)), 40)
+    monkeypatch.setattr(linear, "_WIDEST", 20)
+    plain, white = (apply(FactorizeLinear(multiple=2, whiten=whiten), of).module for whiten in (False, True))
+    assert torch.equal(white.get_submodule("0.0").weight, plain.get_submodule("0.0").weight)
+    assert not torch.equal(white.get_submodule("2.0").weight, plain.get_submodule("2.0").weight)
+
+
+def test_moments_are_taken_in_turns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = given(lambda: nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 30), nn.ReLU(), nn.Linear(30, 20)), 20)
+    at_once = apply(FactorizeLinear(multiple=2), of)
+    most, moments = [], linear._moments
+    monkeypatch.setattr(linear, "_BYTES", 8 * 24 * 24)
+    monkeypatch.setattr(linear, "_moments", lambda module, nodes, *rest: most.append(len(nodes)) or moments(module, nodes, *rest))
+    assert equal(forward(apply(FactorizeLinear(multiple=2), of), of.example), forward(at_once, of.example))
+    assert most == [1, 1, 1]
+
+
+def by_work(monkeypatch: pytest.MonkeyPatch, fixed: float = 0.0) -> None:
+    """A clock that no other process disturbs: a second for each multiply-add, and a fixed time for each layer."""
+
+    def seconds(runs: list[nn.Sequential], x: torch.Tensor) -> list[float]:
+        found = []
+        for run in runs:
+            value, work = x, 0.0
+            for part in run:
+                value = part(value)
+                work += fixed + calls.multiply_adds(part, tuple(value.shape)) / getattr(part, "groups", 1)
+            found.append(work)
+        return found
+
+    monkeypatch.setattr(ranks, "seconds", seconds)
+
+
+@pytest.mark.parametrize(("faster", "rank"), [(0.9, 24), (0.6, 16), (0.36, 11), (0.21, 6)])
+def test_the_largest_rank_within_the_time(monkeypatch: pytest.MonkeyPatch, faster: float, rank: int) -> None:
+    """Of 64·64 weights a rank r takes 128·r, and is a multiple of 8 where it is as large."""
+    by_work(monkeypatch)
+    of = given(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU()), 64)
+    made = apply(FactorizeLinear(faster=faster, multiple=8 if rank > 11 else 1), of).module
+    assert made.get_submodule("0.0").out_features == rank
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp"])
+def test_convolutions_within_the_time(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    by_work(monkeypatch)
+    of = given(lambda: nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()), 32, 6, 6)
+    sizes = {}
+    for faster in (0.8, 0.4):
+        made = apply(FactorizeConv(method=method, faster=faster), of)
+        assert (counts.macs(made) or 0) <= faster * (counts.macs(of) or 0)
+        sizes[faster] = counts.parameters(made)
+    assert sizes[0.4] < sizes[0.8]
+
+
+def test_a_layer_that_no_rank_makes_faster_stays_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = given(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 256)), 64)
+    by_work(monkeypatch, fixed=4096.0)  # what a call takes counts more in the smaller layer
+    said: list[str] = []
+    view = View(inputs=of.example)
+    context = Context(train=view, calibrate=view, progress=lambda share, words: said.append(words))
+    made = FactorizeLinear(faster=0.7).apply(of, context).module
+    assert layers(made) == ["Linear", "ReLU", "Linear", "Linear"]
+    assert "0 stays: no rank takes at most 70% of its time" in said
+    with pytest.raises(Unsupported, match="found none; no rank takes at most 30% of the time of 0, 2"):
+        FactorizeLinear(faster=0.3).apply(of, context)
+    with pytest.raises(Unsupported, match="found none; no rank takes at most 1% of the time of 0"):
+        apply(FactorizeConv(faster=0.01), given(lambda: nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU()), 32, 6, 6))
+
+
+def test_times_are_measured() -> None:
+    small, large = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 8))
+    with pytest.raises(RuntimeError):
+        ranks.seconds([small, large], torch.zeros(4, 8))
+    found = ranks.seconds([nn.Sequential(nn.Linear(1024, 8)), large], torch.zeros(64, 1024))
+    assert 0 < found[0] < found[1]

@@ -116,6 +116,17 @@ FOLDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (4, 7, 7),
         0,
     ),
+    "norm before a transposed, every place under all of the kernel": (
+        lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3, padding=2, groups=2)),
+        (4, 7, 7),
+        0,
+    ),
+    "norm before a transposed, dilated": (
+        lambda: nn.Sequential(nn.BatchNorm1d(4), nn.ConvTranspose1d(4, 6, 2, padding=3, dilation=2, bias=False)),
+        (4, 9),
+        0,
+    ),
+    "norm before a transposed, pointwise": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 1)), (4, 5, 5), 0),
     "norm on both sides": (lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)), (4, 7), 0),
     "norm between": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.Conv1d(6, 4, 3)), (4, 9), 0),
     "branching": (Branching, (3, 9, 9), 1),
@@ -126,6 +137,14 @@ ALONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "no norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (3, 6, 6)),
     "norm first, zeros padded": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), (3, 6, 6)),
     "norm before a transposed": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 3)), (3, 6, 6)),
+    "norm before a transposed, one tap for each place": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 2, stride=2)),
+        (3, 6, 6),
+    ),
+    "norm before a transposed, too little padding": (
+        lambda: nn.Sequential(nn.BatchNorm1d(3), nn.ConvTranspose1d(3, 4, 3, padding=1)),
+        (3, 6),
+    ),
     "norm before, both read": (lambda: Twice(nn.BatchNorm1d(6), nn.Linear(6, 6)), (6,)),
     "norm over channels, linear over the last axis": (lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 5)), (5, 5)),
     "something between": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), (3, 6, 6)),
@@ -235,6 +254,17 @@ def test_norms_fold_through_averages_over_places_only(axis: int) -> None:
 
 def test_a_norm_that_only_scales_folds_into_a_padded_convolution() -> None:
     given = network(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), (3, 6, 6))
+    nn.init.zeros_(given.module[0].bias)
+    nn.init.zeros_(given.module[0].running_mean)
+    folded = fold(given)
+    assert norms(folded) == 0
+    torch.testing.assert_close(outputs(folded, given), outputs(given.module, given), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_norm_that_only_scales_folds_into_any_transposed_convolution(groups: int) -> None:
+    layer = nn.ConvTranspose2d(6, 9, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    given = network(lambda: nn.Sequential(nn.BatchNorm2d(6), layer), (6, 5, 5))
     nn.init.zeros_(given.module[0].bias)
     nn.init.zeros_(given.module[0].running_mean)
     folded = fold(given)

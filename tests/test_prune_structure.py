@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.compress import PruneStructure
-from hasten.compress.prune import rewrite, saliency
+from hasten.compress.prune import rewrite, saliency, shares
 from hasten.compress.prune.structure import Structure, analyse
 from hasten.core.data import View
 from hasten.core.errors import Unsupported, UsageError
@@ -292,6 +292,37 @@ def test_in_rounds_with_training_between() -> None:
     assert [made.get_submodule(n).out_channels for n in ("0", "4")] == [8, 12]
     once = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
     assert not torch.equal(made.get_submodule("9").bias, once.get_submodule("9").bias)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "rounds", "multiple", "left"),
+    [(16, 0.5, 2, 8, 8), (40, 0.5, 2, 8, 16), (32, 0.875, 7, 8, 8), (2, 0.75, 2, 1, 1)],
+)
+def test_rounds_end_at_the_widths_of_one_round(width: int, ratio: float, rounds: int, multiple: int, left: int) -> None:
+    """Also where a round takes nothing out, where widths fall below twice the multiple on the way, or one unit is left early."""
+    of = given(nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3)), torch.randn(4, 4))
+    for turns in (1, rounds):
+        made = PruneStructure(ratio=ratio, rounds=turns, multiple=multiple, epochs=0.1).apply(of, seen(of)).module
+        assert made.get_submodule("0").out_features == left
+
+
+def test_rounds_that_take_nothing_at_all_are_refused() -> None:
+    of = given(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 4))
+    with pytest.raises(Unsupported, match="no unit can go at this ratio and multiple: the widest layer, 0, has 16 units"):
+        PruneStructure(ratio=0.1, rounds=2).apply(of, seen(of))
+
+
+def test_ties_among_all_units_are_shared_out() -> None:
+    """Norms that were never trained: all scales are alike, and no layer has a lower one than another."""
+    body = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 1)]
+    of = Network(kind="module", body=nn.Sequential(*body).eval(), example=(torch.randn(2, 3, 4, 4).numpy(),))
+    made = PruneStructure(ratio=0.5, saliency="bn", scope="global", multiple=1).apply(of, seen(of)).module
+    assert [made.get_submodule(n).out_channels for n in ("0", "3")] == [8, 16]
+
+
+def test_of_all_units_the_least_go() -> None:
+    assert shares.together([np.array([1.0, 3.0]), np.array([1.0, 2.0, 3.0, 6.0])], 0.5) == [0.5, 0.5]
+    assert shares.together([np.ones(4), np.full(8, 0.1)], 0.5) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

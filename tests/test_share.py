@@ -281,6 +281,26 @@ def test_settings_are_checked(settings: dict, words: str) -> None:
         ShareWeights(**settings)
 
 
+class Rows(nn.Module):
+    """A linear layer of somebody's own, its weight (in, out)."""
+
+    def __init__(self, inner: int, out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inner, out)), nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("epochs", [0.0, 1.0])
+def test_layers_of_the_users_own_share_as_well(epochs: float) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(Rows(12, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    of = Network(kind="module", body=module, example=(torch.randn(4, 12).numpy(),))
+    made = shared(ShareWeights(bits=3, epochs=epochs), of)
+    assert [values(p) for p in made.parameters() if p.ndim > 1] == [8, 8]
+
+
 def test_refusals() -> None:
     of = dense()
     with pytest.raises(Unsupported, match="needs a layer with more than 256 weights, found none"):

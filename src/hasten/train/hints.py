@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hasten.core.errors import Unsupported, UsageError
+from hasten.core.names import meets, nearest
 from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.settings import Hints
 
@@ -44,6 +45,11 @@ class Watched(nn.Module):
             if len(seen.get(name, ())) != 1:
                 raise Unsupported(f"the layer {name!r} must be called once to show what it reads, got {len(seen.get(name, ()))} calls")
         return (*outputs, *(read(seen[name][0]) for name, read in zip(self.names, self.reads, strict=True)))
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The network itself, whose layers people name, without what shows its hidden values around it."""
+    return module.module if isinstance(module, Watched) else module
 
 
 class Map(nn.Module):
@@ -123,8 +129,8 @@ def _asked(hints: Hints, known: Iterable[str]) -> list[str]:
     names = list(known)
     for pattern in hints.only:
         if not fnmatch.filter(names, pattern):
-            raise UsageError(f"the original has no linear, convolutional or recurrent layer {pattern!r}; it has {', '.join(names)[:200]}")
-    return [n for n in names if not hints.only or any(fnmatch.fnmatchcase(n, pattern) for pattern in hints.only)]
+            raise UsageError(f"the original has no linear, convolutional or recurrent layer {pattern!r}; {nearest(pattern, names)}")
+    return [n for n in names if not hints.only or meets(n, hints.only)]
 
 
 def _unfit(

@@ -59,6 +59,8 @@ def objective(
 
     `whole`: inputs and labels are all of the data, not a stream's first batch.
 
+    Labels tell of the first output. With a teacher, the others keep to its own at full weight: nothing else says what they should be.
+
     With hints both networks are `Watched`: their hidden values lie behind their outputs.
     """
     index = probe(settings, inputs)
@@ -74,6 +76,8 @@ def objective(
         raise UsageError(f"a teacher must give outputs of the network's shapes {shapes[0]}, got {shapes[1]}")
     taught = lesson if settings.loss == "original" or settings.distil else None
     plain = _of_outputs(settings, shown, taught, labels, whole)
+    if lesson is not None and settings.loss != "original":
+        plain = _beside(plain, lesson)
     return plain if settings.hints is None or lesson is None else _hinted(settings.hints, plain, lesson)
 
 
@@ -170,17 +174,35 @@ def _hinted(hints: Hints, plain: Objective, teacher: _Teacher) -> Objective:
 
 
 def _original(teacher: _Teacher) -> Objective:
-    learnt = [i for i, o in enumerate(teacher.shown) if o.is_floating_point()]
-    scales = [_variance(teacher.shown[i]) for i in learnt]
-    if not learnt:
+    loss = _distance(teacher, 0)
+    if loss is None:
         raise Unsupported("learning from the original needs an output of floating-point numbers, all of them are integers")
+    return Objective(loss=loss)
+
+
+def _beside(plain: Objective, teacher: _Teacher) -> Objective:
+    """`plain`, which is of the first output, and the distance of the others from the teacher's."""
+    others = _distance(teacher, 1)
+    if others is None:
+        return plain
+    return replace(plain, loss=lambda outputs, index, seen: plain(outputs, index, seen) + others(outputs, index, seen))
+
+
+def _distance(teacher: _Teacher, first: int) -> Losses | None:
+    """Mean over the outputs of floats, from the `first` on, of (mean squared error ÷ variance); None where there are none.
+
+    Beside a first output, those that hold infinities (masks) are left out: no distance to them is a number.
+    """
+    learnt = [i for i, o in enumerate(teacher.shown) if i >= first and o.is_floating_point()]
+    learnt = [i for i in learnt if not first or bool(teacher.shown[i].isfinite().all())]
+    scales = [_variance(teacher.shown[i]) for i in learnt]
 
     def loss(outputs: Tensors, index: torch.Tensor, seen: Tensors) -> torch.Tensor:
         goal = teacher(index, seen)
         parts = [F.mse_loss(outputs[i], goal[i]) / scale for i, scale in zip(learnt, scales, strict=True)]
         return torch.stack(parts).mean()
 
-    return Objective(loss=loss)
+    return loss if learnt else None
 
 
 def _values(settings: Fit, labels: Targets, teacher: _Teacher | None) -> Objective:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from hasten.compress import calls, layers
@@ -29,9 +31,13 @@ class FactorizeConv:
     bits. The network comes back lifted; the parts of the layer `name` are called `name.0`, `name.1`, ….
 
     A layer whose parts would have no fewer parameters or take more multiply-adds is left alone, and so is one with groups, with a
-    1×1 kernel (see `FactorizeLinear`), or that is called twice, shares its weights or carries hooks. Which ranks an engine likes is
-    not measured here: ranks are multiples of `multiple`, and a search compares budgets by measured time. A chain is deeper than the
-    layer, so fine-tuning at a low learning rate should follow.
+    1×1 kernel (see `FactorizeLinear`), or that is called twice, shares its weights or carries hooks. A chain is deeper than the layer, so
+    fine-tuning at a low learning rate should follow.
+
+    Ranks are multiples of `multiple`. By time they are chosen with `faster`: the layer and its parts at four ranks are run in PyTorch on
+    one row of the example, and the largest ranks that are fast enough are taken; a layer that no ranks make fast enough stays, and
+    `progress` names it. Such a choice may differ from machine to machine and from day to day, and an engine may like other ranks
+    better; a search compares budgets by the time of the whole network in the engine.
 
     Args:
         method: "tucker" or "cp".
@@ -39,6 +45,7 @@ class FactorizeConv:
             where the smallest rank that reaches it is found by bisection (several decompositions for each layer).
         budget: share in (0, 1) of each layer's weights that its parts may have, where neither energy nor rank is given.
         rank: of every chosen layer, as given; for "tucker" of both sides.
+        faster: share in (0, 1) of the layer's own measured time that its parts may take, in the place of the others.
         multiple: ranks by energy are rounded up to a multiple of this, ranks by budget down, where they are that large.
         only: patterns of layer names to take; all where it is empty.
         keep: patterns of layer names to leave out.
@@ -63,6 +70,7 @@ class FactorizeConv:
     energy: float | None = None
     budget: float = 0.5
     rank: int | None = None
+    faster: float | None = None
     multiple: int = 8
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -79,15 +87,21 @@ class FactorizeConv:
         read = calls.read_shapes(own, calls.shapes(module, network))
         known = layers.named(module, calls.CONVOLUTIONS, only=self.only, keep=self.keep)
         chosen = {name: layer for name, layer in known.items() if name in own and ranks.is_dense(layer)}
-        found = False
+        found, slow = False, list[str]()
         for i, (name, layer) in enumerate(chosen.items()):
             context.progress(i / len(chosen), name)
-            parts = self._tucker(name, layer) if self.method == "tucker" else self._cp(name, layer, context.seed)
+            step = self._timed(name, layer, read[name])
+            if step is None:
+                slow.append(name)
+                context.progress((i + 1) / len(chosen), ranks.stays(name, self.faster))
+                continue
+            parts = step._tucker(name, layer) if self.method == "tucker" else step._cp(name, layer, context.seed)
             if parts and ranks.cheaper(layer, parts, read[name]):
                 calls.replace(module, own[name], parts)
                 found = True
         if not found:
-            raise Unsupported(f"FactorizeConv needs a k×k convolution whose {self.method} parts are smaller than it, found none")
+            wanted = f"FactorizeConv needs a k×k convolution whose {self.method} parts are smaller than it, found none"
+            raise Unsupported(wanted + ranks.too_slow(slow, self.faster))
         return network.with_body(calls.finish(module))
 
     @classmethod
@@ -97,16 +111,26 @@ class FactorizeConv:
             raise Unsupported("FactorizeConv needs a k×k convolution without groups, found none")
         return {"budget": (0.5, 0.35, 0.7), "method": ("tucker", "cp")}
 
+    def _timed(self, name: str, layer: Any, shape: tuple[int, ...]) -> FactorizeConv | None:
+        """The step with the budget that `faster` chooses for this layer; None where none is fast enough."""
+        if self.faster is None:
+            return self
+        budget = ranks.within(layer, lambda share: replace(self, budget=share, faster=None)._sketch(name, layer), shape, self.faster)
+        return None if budget is None else replace(self, budget=budget, faster=None)
+
+    def _sketch(self, name: str, layer: Any) -> list[nn.Module]:
+        """Parts as large as the budget makes them, all zeros."""
+        size = layer.weight.shape
+        if self.method == "cp":
+            rank = self._terms(layer.weight)
+            return _polyadic(layer, [torch.zeros(axis, rank) for axis in size])
+        out, inner = self._sides(name, layer.weight)
+        blank = tensors.Tucker(core=torch.zeros(out, inner, *size[2:]), out=torch.zeros(size[0], out), inner=torch.zeros(size[1], inner))
+        return _chain(layer, blank)
+
     def _tucker(self, name: str, layer: Any) -> list[nn.Module]:
         weight = wide(layer.weight)
-        out, inner = self._sides(name, weight)
-        made = tensors.tucker(weight, out, inner)
-        ones = (...,) + (None,) * (weight.dim() - 2)
-        settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
-        narrows, widens = inner < layer.in_channels, out < layer.out_channels
-        parts = [calls.convolution(made.inner.T[ones], None, like=layer)] if narrows else []
-        parts.append(calls.convolution(made.core, None if widens else layer.bias, like=layer, **settings))
-        return [*parts, calls.convolution(made.out[ones], layer.bias, like=layer)] if widens else parts
+        return _chain(layer, tensors.tucker(weight, *self._sides(name, weight)))
 
     def _sides(self, name: str, weight: Tensor) -> tuple[int, int]:
         """The ranks of the two sides, out and in."""
@@ -130,20 +154,12 @@ class FactorizeConv:
         return sides(ranks.most(cost, self.budget * weight.numel()))
 
     def _cp(self, name: str, layer: Any, seed: int) -> list[nn.Module]:
-        weight = wide(layer.weight)
-        made = self._polyads(name, weight, seed)
-        if made is None:
-            return []
-        out, inner, *kernels = made.factors  # each (axis, rank)
-        axes, rank = weight.dim() - 2, out.shape[1]
-        ones = (...,) + (None,) * axes
-        parts = [calls.convolution(inner.T[ones], None, like=layer)]
-        for axis, taps in enumerate(kernels):
-            shape = [rank, 1, *[1] * axes]
-            shape[2 + axis] = len(taps)
-            settings = {"padding_mode": layer.padding_mode} | _along(layer, axis, axes)
-            parts.append(calls.convolution(taps.T.reshape(shape), None, like=layer, groups=rank, **settings))
-        return [*parts, calls.convolution(out[ones], layer.bias, like=layer)]
+        made = self._polyads(name, wide(layer.weight), seed)
+        return [] if made is None else _polyadic(layer, made.factors)
+
+    def _terms(self, weight: Tensor) -> int:
+        """The rank within the budget. No tensor of this shape has a larger one than its entries along all axes but the longest."""
+        return min(ranks.down(self.budget * weight.numel() / sum(weight.shape), self.multiple), weight.numel() // max(weight.shape))
 
     def _polyads(self, name: str, weight: Tensor, seed: int) -> tensors.Polyads | None:
         """The terms; None where even the largest rank that pays holds too little energy."""
@@ -151,8 +167,7 @@ class FactorizeConv:
         if self.rank is not None:
             return tensors.polyads(weight, ranks.below(name, self.rank, highest), seed)
         if self.energy is None:
-            rank = ranks.down(self.budget * weight.numel() / sum(weight.shape), self.multiple)
-            return tensors.polyads(weight, min(rank, highest), seed)
+            return tensors.polyads(weight, self._terms(weight), seed)
         low, high = 0, max(min(weight.numel() // sum(weight.shape), highest) // self.multiple, 1)
         best = tensors.polyads(weight, min(high * self.multiple, highest), seed)
         if best.fit < self.energy:
@@ -162,6 +177,30 @@ class FactorizeConv:
             made = tensors.polyads(weight, middle * self.multiple, seed)
             best, low, high = (made, low, middle) if made.fit >= self.energy else (best, middle, high)
         return best
+
+
+def _chain(layer: Any, made: tensors.Tucker) -> list[nn.Module]:
+    """1×1, k×k and 1×1 convolution; a side that stays whole has none of its own."""
+    ones = (...,) + (None,) * (made.core.dim() - 2)
+    settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
+    narrows, widens = made.inner.shape[1] < layer.in_channels, made.out.shape[1] < layer.out_channels
+    parts = [calls.convolution(made.inner.T[ones], None, like=layer)] if narrows else []
+    parts.append(calls.convolution(made.core, None if widens else layer.bias, like=layer, **settings))
+    return [*parts, calls.convolution(made.out[ones], layer.bias, like=layer)] if widens else parts
+
+
+def _polyadic(layer: Any, factors: Sequence[Tensor]) -> list[nn.Module]:
+    """1×1, a depthwise convolution along each axis, and 1×1, from factors (axis, rank)."""
+    out, inner, *kernels = factors
+    axes, rank = len(kernels), out.shape[1]
+    ones = (...,) + (None,) * axes
+    parts = [calls.convolution(inner.T[ones], None, like=layer)]
+    for axis, taps in enumerate(kernels):
+        shape = [rank, 1, *[1] * axes]
+        shape[2 + axis] = len(taps)
+        settings = {"padding_mode": layer.padding_mode} | _along(layer, axis, axes)
+        parts.append(calls.convolution(taps.T.reshape(shape), None, like=layer, groups=rank, **settings))
+    return [*parts, calls.convolution(out[ones], layer.bias, like=layer)]
 
 
 def _along(layer: Any, axis: int, axes: int) -> dict[str, Any]:

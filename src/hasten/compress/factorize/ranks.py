@@ -1,7 +1,9 @@
-"""How thin: ranks by energy, by budget, or as told; and whether the thin layers are worth their place."""
+"""How thin: ranks by energy, by budget, by measured time, or as told; and whether the thin layers are worth their place."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hasten.compress import calls, layers
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
+
+_BUDGETS = (0.75, 0.5, 0.35, 0.2)  # of a layer's weights, that are timed
+_CALLS = 15
 
 
 def check(step: Any) -> None:
     """Checks the settings that factorizing steps share. Raises ValueError, or TypeError on names that are no tuple."""
+    whole_numbers(step)
     layers.patterns("only", step.only)
     layers.patterns("keep", step.keep)
     if step.energy is not None and not 0 < step.energy <= 1:
@@ -22,8 +29,11 @@ def check(step: Any) -> None:
         raise ValueError(f"budget must be in (0, 1), got {step.budget}")
     if step.rank is not None and step.rank < 1:
         raise ValueError(f"rank must be at least 1, got {step.rank}")
-    if step.energy is not None and step.rank is not None:
-        raise ValueError(f"energy and rank both choose the rank: give one, got energy={step.energy} and rank={step.rank}")
+    if step.faster is not None and not 0 < step.faster < 1:
+        raise ValueError(f"faster must be in (0, 1), got {step.faster}")
+    given = [f"{name}={getattr(step, name)}" for name in ("energy", "rank", "faster") if getattr(step, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"energy, rank and faster each choose the rank: give one, got {' and '.join(given)}")
     if step.multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {step.multiple}")
 
@@ -60,6 +70,39 @@ def most(cost: Callable[[float], float], limit: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) <= limit else (low, middle)
     return low
+
+
+def within(layer: nn.Module, chain: Callable[[float], Sequence[nn.Module]], shape: tuple[int, ...], share: float) -> float | None:
+    """The largest of a few budgets whose `chain` takes at most this share of the layer's own time, on an input of this shape.
+
+    None where none of them does.
+    """
+    weight: Any = layer.weight
+    runs = [nn.Sequential(*parts) for parts in ([layer], *(chain(budget) for budget in _BUDGETS))]
+    own, *found = seconds(runs, torch.rand(shape, dtype=weight.dtype))
+    return next((budget for budget, took in zip(_BUDGETS, found, strict=True) if took <= share * own), None)
+
+
+@torch.no_grad()
+def seconds(runs: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """The shortest of several calls of each, taken in turns."""
+    best = [math.inf] * len(runs)
+    for _ in range(_CALLS):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            run(x)
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def stays(name: str, share: float | None) -> str:
+    """Words for a layer that no rank makes so much faster."""
+    return f"{name} stays: no rank takes at most {share:.0%} of its time"
+
+
+def too_slow(names: Sequence[str], share: float | None) -> str:
+    """The same words at the end of a refusal; empty where there are no such layers."""
+    return f"; no rank takes at most {share:.0%} of the time of {', '.join(names)}" if names else ""
 
 
 def cheaper(layer: nn.Module, parts: Sequence[nn.Module], shape: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from hasten.compress import calls, layers
 from hasten.compress.factorize import ranks
 from hasten.compress.fold.compose import wide
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
@@ -55,6 +56,7 @@ class DepthwiseSeparable:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         layers.patterns("only", self.only)
         layers.patterns("keep", self.keep)
         if self.multiplier < 1:

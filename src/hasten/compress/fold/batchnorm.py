@@ -15,15 +15,14 @@ from torch import Tensor, fx, nn
 
 from hasten.compress.calls import CONVOLUTIONS, altered, reader
 from hasten.compress.fold.carry import carries
-from hasten.compress.fold.compose import NORMS, affine, after_affine, takes_shift, wide
+from hasten.compress.fold.compose import NORMS, TRANSPOSED, affine, after_affine, takes_shift, wide
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 from hasten.load.lower import forward, relative_difference
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FAR = 1e-3  # of the largest output
-_LAYERS = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class FoldBatchNorm:
 
     - a norm behind the layer: W' = f·W, b' = f·b + t;
     - a norm in front of it: W'_oi = W_oi·f_i, b'_o = b_o + Σ_i t_i·Σ_k W_oik, also where only average pooling, flattening or dropout
-      lies between. A convolution that pads with zeros does not see t in its padding, so there a norm with t ≠ 0 stays, and a
-      transposed convolution takes no norm in front.
+      lies between. A convolution that pads with zeros does not see t in its padding, so there a norm with t ≠ 0 stays, and so it does in
+      front of a transposed convolution unless each place lies under all of its kernel (stride 1, and padding that cuts off the edges).
 
     The norm's place is taken by `nn.Identity` in a module, by nothing in an `fx.GraphModule`; a module keeps its class. Where
     `torch.fx` cannot trace the module, only neighbours in an `nn.Sequential` are folded. A layer or norm whose output is used
@@ -218,7 +217,7 @@ def _foldable(module: nn.Module, pair: _Pair, seen: _Seen) -> bool:
     if isinstance(layer, nn.Linear):
         return bool(layer.in_features % norm.num_features == 0)
     _, shift = affine(norm)
-    return type(layer) in CONVOLUTIONS and seen.axes.get(layer) == seen.axes.get(norm) and (takes_shift(layer) or not bool(shift.any()))
+    return seen.axes.get(layer) == seen.axes.get(norm) and (takes_shift(layer) or not bool(shift.any()))
 
 
 @torch.no_grad()
@@ -237,8 +236,8 @@ def _merge(module: nn.Module, pair: _Pair) -> None:
 
 def _scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
     weight = layer.weight.double()
-    groups = layer.groups if type(layer) in _TRANSPOSED else 1
-    if type(layer) in _TRANSPOSED:  # (in, out / groups, …): each group scales its own outputs
+    groups = layer.groups if type(layer) in TRANSPOSED else 1
+    if type(layer) in TRANSPOSED:  # (in, out / groups, …): each group scales its own outputs
         parts = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
         merged = parts.flatten(0, 1)
     else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hasten.compress.calls import CONVOLUTIONS, built, convolution, linear
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -176,9 +177,11 @@ def _product_weight(inner: Any, outer: Any, kernel: tuple[int, ...], steps: tupl
 def after_affine(layer: Any, scale: Tensor, shift: Tensor) -> nn.Module:
     """The layer that gives for x what `layer` gives for scale·x + shift, one number per input channel or feature.
 
-    A convolution that pads with zeros takes no shift but zero: see `takes_shift`.
+    A convolution that pads with zeros, and most transposed ones, take no shift but zero: see `takes_shift`.
     """
     weight = wide(layer.weight)
+    if type(layer) in TRANSPOSED:  # (in, out / groups, *kernel)
+        return _after_affine_transposed(layer, weight, scale, shift)
     groups = 1 if type(layer) is nn.Linear else layer.groups
     by_input = [groups, 1, -1, *[1] * (weight.dim() - 2)]
     parts = split(weight, groups)
@@ -192,8 +195,23 @@ def after_affine(layer: Any, scale: Tensor, shift: Tensor) -> nn.Module:
     return built(type(layer), scaled, bias, like=layer, **{name: getattr(layer, name) for name in names})
 
 
+def _after_affine_transposed(layer: Any, weight: Tensor, scale: Tensor, shift: Tensor) -> nn.Module:
+    by_input = [-1, 1, *[1] * (weight.dim() - 2)]
+    added = split(weight * shift.view(by_input), layer.groups).flatten(3).sum((1, 3)).flatten()  # (groups, in, out, taps) → (out)
+    bias = None if layer.bias is None and not bool(shift.any()) else wide(layer.bias, layer.out_channels) + added
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode")
+    return built(type(layer), weight * scale.view(by_input), bias, like=layer, **{name: getattr(layer, name) for name in names})
+
+
 def takes_shift(layer: Any) -> bool:
-    """Whether a constant added to the input adds a constant to the output: not where zeros are padded."""
+    """Whether a constant added to the input adds a constant to the output: not where zeros are padded.
+
+    Of a transposed convolution, each place must lie under all of the kernel: a stride leaves some taps out everywhere, and at the edges
+    the others are left out unless padding cuts these places off.
+    """
+    if type(layer) in TRANSPOSED:
+        taps = zip(layer.kernel_size, layer.dilation, layer.padding, layer.stride, strict=True)
+        return all(s == 1 and p >= d * k - 1 for k, d, p, s in taps)
     if type(layer) is nn.Linear or layer.padding_mode != "zeros":
         return True
     if layer.padding == "same":

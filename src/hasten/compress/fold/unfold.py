@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hasten.compress import calls, layers
 from hasten.compress.fold.compose import wide
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
@@ -48,6 +49,7 @@ class Unfold:
     rank: int | None = None
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         layers.patterns("only", self.only)
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +12,11 @@ from torch import fx
 from hasten.compress import layers
 from hasten.compress.prune import saliency as saliencies
 from hasten.compress.prune import shares
-from hasten.compress.prune.saliency import SALIENCIES, Saliency
+from hasten.compress.prune.saliency import SALIENCIES, Saliency, Scores
 from hasten.compress.prune.shares import SCOPES, Scope
-from hasten.compress.prune.structure import Family, Structure, analyse, chosen
+from hasten.compress.prune.structure import SINGLE, Family, Structure, analyse, chosen
 from hasten.compress.prune.units import Ids
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
@@ -39,7 +40,8 @@ class PruneStructure:
         scope: "layer" takes the share of every family of units alike, "global" the least of all together, "sensitivity" where
             the outputs on the calibrate view change the least.
         multiple: families of single channels keep a multiple of this, where they have at least twice as many; >= 1.
-        rounds: the share is reached in so many equal steps, with a training after each but the last; >= 1.
+        rounds: the share is reached in so many equal steps, with a training after each but the last; >= 1. A step in which no layer
+            loses a whole multiple is left out, with its training.
         epochs: passes over *train* in each of these trainings, > 0.
         only: patterns of layer names; all where it is empty.
         keep: patterns of layer names whose units stay.
@@ -70,6 +72,7 @@ class PruneStructure:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if not 0 < self.ratio < 1:
             raise ValueError(f"ratio must be in (0, 1), got {self.ratio}")
         if self.saliency not in SALIENCIES:
@@ -93,17 +96,27 @@ class PruneStructure:
             UsageError: where a pattern meets no layer.
         """
         start: dict[tuple[str, int], int] = {}
+        made = network
         for turn in range(1, self.rounds + 1):
-            structure = analyse(network)
-            families = chosen(structure, only=self.only, keep=self.keep)
+            structure = analyse(made)
+            if start and not _several(structure, start):
+                break
+            # A layer that has come down to it in an earlier round is no reason to refuse the others.
+            only = tuple(name for name in self.only if not start or structure.refused.get(name) != SINGLE)
+            families = chosen(structure, only=only, keep=self.keep)
             for family, key in zip(families, _keys(families), strict=True):
                 start.setdefault(key, len(family))
             context.progress((turn - 0.9) / self.rounds, "weighing units")
-            gone = self._gone(structure, families, context, self.ratio * turn / self.rounds, [start[key] for key in _keys(families)])
-            network = network.with_body(_smaller(structure, families, gone))
+            gone = self._gone(structure, families, context, turn / self.rounds * self.ratio, [start[key] for key in _keys(families)])
+            if len(gone) == 0:
+                continue
+            made = network.with_body(_smaller(structure, gone))
             if turn < self.rounds:
-                network = self._trained(network, context)
-        return network
+                made = self._trained(made, context)
+        if made is network:
+            widest = max(families, key=len)
+            raise Unsupported(f"no unit can go at this ratio and multiple: the widest layer, {widest.name}, has {len(widest)} units")
+        return made
 
     @classmethod
     def space(cls, network: Network) -> Space:
@@ -114,19 +127,25 @@ class PruneStructure:
     def _gone(self, structure: Structure, families: list[Family], context: Context, ratio: float, start: list[int]) -> Ids:
         """The units that leave, when `ratio` of those at the start shall be gone."""
         found = saliencies.scores(structure, families, self.saliency, context)
-        before = sum(start)
-        now = sum(len(f) for f in families)
-        due = 1 - (1 - ratio) * before / now  # of what is there now
-        if due <= 0:
-            return np.zeros(0, dtype=np.int64)
         if self.scope == "layer":
-            part = [max(0.0, 1 - (1 - ratio) * size / len(f)) for f, size in zip(families, start, strict=True)]
-        elif self.scope == "global":
+            left = [size * (1 - ratio) for size in start]
+        else:
+            left = self._competing(structure, families, found, context, (1 - ratio) * sum(start))
+        kept = shares.counts(families, left, start, self.multiple)
+        return np.concatenate([shares.least(f, s, 1 - k / len(f)) for f, s, k in zip(families, found, kept, strict=True)])
+
+    def _competing(
+        self, structure: Structure, families: list[Family], found: Sequence[Scores], context: Context, left: float
+    ) -> list[float]:
+        """How many units of each family are left, when so many of all shall be."""
+        due = 1 - left / sum(len(f) for f in families)
+        if due <= 0:
+            return [float(len(f)) for f in families]
+        if self.scope == "global":
             part = shares.together(found, due)
         else:
             part = shares.borne(structure, families, found, due, context.calibrate, structure.network.fixed_batch)
-        kept = shares.counts(families, part, self.multiple)
-        return np.concatenate([shares.least(f, s, 1 - k / len(f)) for f, s, k in zip(families, found, kept, strict=True)])
+        return [len(f) * (1 - p) for f, p in zip(families, part, strict=True)]
 
     def _trained(self, network: Network, context: Context) -> Network:
         settings = Fit(loss=context.loss, epochs=self.epochs, batch=64, learning_rate=1e-3, weight_decay=0.0)
@@ -139,10 +158,13 @@ def _keys(families: Sequence[Family]) -> list[tuple[str, int]]:
     return [(name, names[:at].count(name)) for at, name in enumerate(names)]
 
 
-def _smaller(structure: Structure, families: list[Family], gone: Ids) -> fx.GraphModule:
-    if len(gone) == 0:
-        widest = max(families, key=len)
-        raise Unsupported(f"no unit can go at this ratio and multiple: the widest layer, {widest.name}, has {len(widest)} units")
+def _several(structure: Structure, start: Iterable[tuple[str, int]]) -> bool:
+    """Whether a family of the start has more than its last unit left, or cannot be treated for another reason."""
+    alive = {family.name for family in structure.families}
+    return any(name in alive or structure.refused.get(name, SINGLE) != SINGLE for name, _ in start)
+
+
+def _smaller(structure: Structure, gone: Ids) -> fx.GraphModule:
     if (wrong := structure.exact(gone)) is not None:
         raise Unsupported(f"taking units out of this network is not safe: {wrong}")
     return structure.without(gone)

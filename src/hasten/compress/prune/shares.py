@@ -21,15 +21,22 @@ Scope = Literal["layer", "global", "sensitivity"]
 
 SCOPES: tuple[str, ...] = get_args(Scope)
 _MOST = 0.9  # of a family, where families compete
+_DIGITS = 9  # of scores with mean 1: sums in another order make no difference
 _LEVELS = (0.25, 0.5, 0.75, 0.875)
 _LOOKED_AT = 128
 
 
 def together(found: Sequence[Scores], ratio: float) -> list[float]:
-    """The share of each family among the least of all units, each family's scores divided by their mean."""
-    fair = [s / (s.mean() or 1.0) for s in found]
-    limit = np.quantile(np.concatenate(fair), ratio)
-    return [min(_MOST, float((s <= limit).mean())) for s in fair]
+    """The share of each family among the least of all units, each family's scores divided by their mean.
+
+    Units that matter alike go from all families in equal shares.
+    """
+    fair = np.concatenate([s / (s.mean() or 1.0) for s in found]).round(_DIGITS)
+    place = np.concatenate([(np.argsort(np.argsort(s, kind="stable"), kind="stable") + 0.5) / len(s) for s in found])
+    owner = np.repeat(np.arange(len(found)), [len(s) for s in found])
+    gone = np.lexsort((place, fair))[: round(ratio * len(fair))]
+    taken = np.bincount(owner[gone], minlength=len(found))
+    return [min(_MOST, float(count / len(s))) for count, s in zip(taken, found, strict=True)]
 
 
 def borne(
@@ -56,14 +63,13 @@ def borne(
     return [_LEVELS[i] if i >= 0 else 0.0 for i in at]
 
 
-def counts(families: Sequence[Family], shares: Sequence[float], multiple: int) -> list[int]:
-    """How many units each family keeps: at least one, and a multiple where its units are single channels and it is wide enough."""
+def counts(families: Sequence[Family], left: Sequence[float], start: Sequence[int], multiple: int) -> list[int]:
+    """How many units each family keeps: at least one, and a multiple where its units are single channels and it was wide enough at
+    the start, so that several rounds end where one would."""
     kept = []
-    for family, share in zip(families, shares, strict=True):
-        size = len(family)
-        left = size * (1 - share)
+    for family, aim, size in zip(families, left, start, strict=True):
         step = multiple if family.width == 1 and size >= 2 * multiple else 1
-        kept.append(min(size, max(step, round(left / step) * step)))
+        kept.append(min(len(family), max(step, round(aim / step) * step)))
     return kept
 
 

@@ -23,6 +23,7 @@ from hasten.core.network import Arrays, Network
 from hasten.load.lower import forward, relative_difference
 
 EXACT = 1e-4  # of the largest output: float32 sums in another order
+SINGLE = "it is a single unit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def analyse(network: Network) -> Structure:
     structure = Structure(module, trace, network, ())
     families, refused = _families(trace)
     several = [f for f in families if len(f) > 1]
-    refused |= {name: "it is a single unit" for f in families if len(f) == 1 for name in f.layers}
+    refused |= {name: SINGLE for f in families if len(f) == 1 for name in f.layers}
     if several and structure.exact(np.concatenate([f.units[1::2] for f in several])) is not None:
         reasons = {f: structure.exact(f.units[1::2]) for f in several}
         refused |= {name: why for f, why in reasons.items() if why for name in f.layers}

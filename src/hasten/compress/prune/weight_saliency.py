@@ -5,69 +5,18 @@ Shapes: weights (out, in / groups, …), recurrent ones (gates · hidden, in); t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hasten.compress.layers import named
 from hasten.compress.passes import batches, gradients
+from hasten.compress.prune.weight_places import ATTENTION_OUT, CONVS, Found, each
 from hasten.core.errors import Unsupported
 from hasten.core.network import Network
 from hasten.core.recipe import Context
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
-_ATTENTION_OUT = nn.modules.linear.NonDynamicallyQuantizableLinear
-LAYERS = (nn.Linear, _ATTENTION_OUT, *CONVS, *TRANSPOSED, *RECURRENT, nn.MultiheadAttention)
-_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Weight:
-    """One weight of a layer: where it is, and the axis that runs over the layer's inputs."""
-
-    layer: nn.Module
-    layer_name: str
-    attribute: str
-
-    @property
-    def value(self) -> Tensor:
-        """The parameter itself."""
-        return getattr(self.layer, self.attribute)  # type: ignore[no-any-return]
-
-    @property
-    def inputs_axis(self) -> int:
-        """The axis over its inputs."""
-        return 0 if isinstance(self.layer, TRANSPOSED) else 1
-
-
-def weights(module: nn.Module, *, only: tuple[str, ...], keep: tuple[str, ...]) -> dict[str, Weight]:
-    """The weights of linear, convolutional, recurrent and attention layers by name, each once.
-
-    Left out are weights that an embedding shares, and those that are computed from others (weight norm, parametrizations).
-    """
-    embedded = {id(p) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
-    found: dict[str, Weight] = {}
-    for name, layer in named(module, LAYERS, only=only, keep=keep).items():
-        for attribute in _attributes(layer):
-            value = layer._parameters.get(attribute)
-            if value is not None and id(value) not in embedded:
-                embedded.add(id(value))
-                found[f"{name}.{attribute}" if name else attribute] = Weight(layer=layer, layer_name=name, attribute=attribute)
-    return found
-
-
-def _attributes(layer: nn.Module) -> list[str]:
-    if isinstance(layer, RECURRENT):
-        return [name for name in layer._flat_weights_names if name.startswith("weight_")]
-    return list(_ATTENTION) if isinstance(layer, nn.MultiheadAttention) else ["weight"]
-
-
-Found = dict[str, Weight]
 Saliency = Callable[[nn.Module, Found, Network, Context], dict[str, Tensor]]
 
 
@@ -99,7 +48,7 @@ def taylor(module: nn.Module, found: Found, network: Network, context: Context) 
 def activation(module: nn.Module, found: Found, network: Network, context: Context) -> dict[str, Tensor]:
     """|w| · ‖x‖₂ with x the input that the weight multiplies, over all examples and positions of *calibrate*."""
     for w in found.values():
-        if not isinstance(w.layer, (nn.Linear, *CONVS)) or type(w.layer) is _ATTENTION_OUT:
+        if not isinstance(w.layer, (nn.Linear, *CONVS)) or type(w.layer) is ATTENTION_OUT:
             raise Unsupported(
                 f"activation saliency needs to see a layer's input, that of {w.layer_name!r} ({type(w.layer).__name__}) stays "
                 "inside; name it in keep or take another saliency"
@@ -153,11 +102,6 @@ def _spread(layer: Any, norms: Tensor) -> Tensor:
         return norms
     per_group = norms.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, 0)  # (out, in / groups)
     return per_group.view(*per_group.shape, *[1] * (layer.weight.dim() - 2))
-
-
-def each(found: Found) -> Iterator[Tensor]:
-    """The parameters themselves."""
-    return (w.value for w in found.values())
 
 
 SALIENCIES: dict[str, Saliency] = {"activation": activation, "magnitude": magnitude, "random": random, "taylor": taylor}

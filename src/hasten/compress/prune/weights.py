@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from hasten.compress import layers
 from hasten.compress.prune import weight_masks as masks
-from hasten.compress.prune.weight_saliency import SALIENCIES, Found, weights
+from hasten.compress.prune.weight_places import Found, again, reachable
+from hasten.compress.prune.weight_saliency import SALIENCIES
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
@@ -33,8 +35,9 @@ class PruneWeights:
     so this step aims at the size alone.
 
     Linear, convolutional, recurrent and attention layers are pruned; never biases, norms, embeddings or weights shared with one.
-    Weights that are computed from others (weight norm, parametrizations) are left alone, and so are, with `pattern`, weights
-    whose inputs are no multiple of m. Zeros that are there already count.
+    Layers of classes of the user's own are pruned where torch.export can follow the network and shows plain products in them (the network
+    then comes back lifted), else not. Weights that are computed from others (weight norm, parametrizations) are left alone, and so are,
+    with `pattern`, weights whose inputs are no multiple of m. Zeros that are there already count.
 
     Args:
         amount: share of zeros, in [0, 1); a half where neither it nor `threshold` nor `pattern` is given.
@@ -83,6 +86,7 @@ class PruneWeights:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         for name, known in (("scope", ("layer", "global")), ("saliency", tuple(SALIENCIES)), ("schedule", ("once", "gradual"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -122,10 +126,10 @@ class PruneWeights:
             UsageError: where `only` or `keep` meets no layer.
             DataRefused: where the data does not do for the saliency or the training.
         """
-        module = layers.own_copy(network)
-        if not (found := self._found(module)):
-            raise Unsupported(_why_nothing(module, self.pattern))
-        cut = _Cut(self, network, context)
+        module, known = reachable(network, only=self.only, keep=self.keep)
+        if not (found := self._fitting(known)):
+            raise Unsupported(_why_nothing(network.module, self.pattern))
+        cut = _Cut(self, network, context, found)
         if self.schedule == "once":
             cut.grow(module, found, 1.0)
         if not self.epochs:
@@ -137,12 +141,11 @@ class PruneWeights:
     @classmethod
     def space(cls, network: Network) -> Space:
         """Shares and scopes. Raises Unsupported on a network without such layers."""
-        if not weights(network.module, only=(), keep=()):
+        if not reachable(network)[1]:
             raise Unsupported(_why_nothing(network.module, None))
         return {"amount": (0.5, 0.8, 0.9), "scope": ("layer", "global")}
 
-    def _found(self, module: nn.Module) -> Found:
-        found = weights(module, only=self.only, keep=self.keep)
+    def _fitting(self, found: Found) -> Found:
         if self.pattern is None:
             return found
         return {name: w for name, w in found.items() if w.value.shape[w.inputs_axis] % self.pattern[1] == 0}
@@ -162,8 +165,8 @@ class PruneWeights:
 class _Cut:
     """The zeros of one application: makes them grow, and holds them while the network trains."""
 
-    def __init__(self, step: PruneWeights, network: Network, context: Context) -> None:
-        self._step, self._network, self._context = step, network, context
+    def __init__(self, step: PruneWeights, network: Network, context: Context, given: Found) -> None:
+        self._step, self._network, self._context, self._given = step, network, context, given
         self._found: Found | None = None
         self._masks: masks.Masks = {}
 
@@ -178,7 +181,7 @@ class _Cut:
     def after_step(self, student: nn.Module, step: int, steps: int) -> None:
         """Sets the zeros again after an optimizer's step, more of them where it is their time."""
         if self._found is None:  # the trained copy is another module than the one that was cut
-            self._found = self._step._found(student)
+            self._found = again(self._given, student)
             self._masks = {name: mask.to(self._found[name].value.device) for name, mask in self._masks.items()}
         last = max(1, round(_RAMP * steps))
         if self._step.schedule == "gradual" and step <= last and _GROWTHS * step // last > _GROWTHS * (step - 1) // last:

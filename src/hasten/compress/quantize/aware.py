@@ -13,6 +13,7 @@ from hasten.compress.fold.batchnorm import without_norms
 from hasten.compress.layers import lifted, named, patterns
 from hasten.compress.passes import batches
 from hasten.compress.quantize.rounding import LAYERS, TRANSPOSED, RoundedLayer, RoundedRange
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Profile, Space, Stage
@@ -77,6 +78,7 @@ class QuantizeAware:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
             raise UsageError(f"weight_bits must be in [2, 8] or None, got {self.weight_bits}")
         patterns("only", self.only)

@@ -14,6 +14,7 @@ from hasten.compress.quantize.normalise import normalise
 from hasten.compress.quantize.place import is_layer
 from hasten.compress.quantize.static import why_nothing
 from hasten.compress.quantize.wiring import Array, Wiring, attribute, set_attribute, split_gemm
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
@@ -52,6 +53,7 @@ class QuantizeDynamic:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits must be in [2, 8] or None, got {self.weight_bits}")
         check_keep(self.keep)

@@ -15,6 +15,7 @@ from hasten.compress.quantize.insert import Numbers, insert, points_of
 from hasten.compress.quantize.normalise import normalise
 from hasten.compress.quantize.observe import BATCH, OBSERVERS, observe
 from hasten.compress.quantize.place import place
+from hasten.compress.settings import whole_numbers
 from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported
 from hasten.core.network import Kind, Network
@@ -72,6 +73,7 @@ class QuantizeStatic:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         check_observer(self.observer)
         if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits must be in [2, 8] or None, got {self.weight_bits}")

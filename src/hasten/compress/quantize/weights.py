@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, helper
 from hasten.compress.quantize.choose import check_keep, kept
 from hasten.compress.quantize.normalise import normalise, plain_gemm
 from hasten.compress.quantize.wiring import Array, Wiring, attribute, split_gemm
+from hasten.compress.settings import whole_numbers
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Profile, Space, Stage
@@ -59,6 +60,7 @@ class QuantizeWeights:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         if self.bits not in (8, 4):
             raise ValueError(f"bits must be 8 or 4, got {self.bits}")
         if self.block is not None and self.block not in _BLOCKS:

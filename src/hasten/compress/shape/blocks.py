@@ -93,11 +93,11 @@ class PruneBlocks:
 
     @classmethod
     def space(cls, network: Network) -> Space:
-        """Numbers of blocks. Raises Unsupported on a network without residual blocks."""
+        """Numbers of blocks: a few, a quarter and a half of them. Raises Unsupported on a network without residual blocks."""
         count = len(_blocks(layers.lifted(network), network, (), ()))
         if not count:
             raise Unsupported("PruneBlocks needs a residual block that keeps its shape, found none")
-        return {"blocks": tuple(range(1, min(3, count) + 1))}
+        return {"blocks": tuple(dict.fromkeys(n for n in (1, 2, 3, round(count / 4), round(count / 2)) if 1 <= n <= count))}
 
     def _chosen(self, module: fx.GraphModule, found: list[_Block], count: int, network: Network, context: Context) -> Iterable[_Block]:
         if self.saliency == "random":

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from hasten.compress import layers
 from hasten.compress.passes import gradients
-from hasten.compress.prune.weight_saliency import RECURRENT, Found, each, weights
+from hasten.compress.prune.weight_places import RECURRENT, Found, again, each, reachable
+from hasten.compress.settings import whole_numbers
 from hasten.compress.share import kmeans
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
@@ -34,7 +35,8 @@ class ShareWeights:
     ONNX does, multiplies every channel by a number of its own, and only the weights of one channel still share.
 
     Linear, convolutional, recurrent and attention layers are treated, never biases, norms, embeddings or weights shared with one.
-    Weights computed from others and tensors with no more weights than centroids are left alone.
+    Layers of classes of the user's own are treated where torch.export can follow the network and shows plain products in them (the network
+    then comes back lifted), else not. Weights computed from others and tensors with no more weights than centroids are left alone.
 
     Args:
         bits: of an index, in [2, 8].
@@ -73,6 +75,7 @@ class ShareWeights:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        whole_numbers(self)
         for name, known in (("per", ("layer", "group")), ("importance", ("equal", "fisher"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -96,8 +99,8 @@ class ShareWeights:
             UsageError: where `only` or `keep` meets no layer.
             DataRefused: where the data does not do for the training.
         """
-        module = layers.own_copy(network)
-        found = {name: w for name, w in weights(module, only=self.only, keep=self.keep).items() if w.value.numel() > 2**self.bits}
+        module, known = reachable(network, only=self.only, keep=self.keep)
+        found = {name: w for name, w in known.items() if w.value.numel() > 2**self.bits}
         if not found:
             raise Unsupported(f"ShareWeights needs a layer with more than {2**self.bits} weights, found none")
         if unfit := [name for name, w in found.items() if not w.value.isfinite().all()]:
@@ -105,7 +108,7 @@ class ShareWeights:
         sizes = self._sizes(module, found, network, context)
         books = {name: self._codebook(w.value.detach(), sizes.get(name)) for name, w in found.items()}
         if self.epochs:
-            module.load_state_dict(self._learnt(module, books, network, context))
+            module.load_state_dict(self._learnt(found, books, network.with_body(module), context))
         else:
             _settle(found, books)
         return network.with_body(module)
@@ -113,7 +116,7 @@ class ShareWeights:
     @classmethod
     def space(cls, network: Network) -> Space:
         """Bits. Raises Unsupported where no weights could be shared."""
-        if not any(w.value.numel() > 4 for w in weights(network.module, only=(), keep=()).values()):
+        if not any(w.value.numel() > 4 for w in reachable(network)[1].values()):
             raise Unsupported("ShareWeights needs a layer with more than 4 weights, found none")
         return {"bits": (4, 5, 6, 8)}
 
@@ -127,12 +130,12 @@ class ShareWeights:
                 sums += grad.square()
         return {name: sums + sums.mean() for name, sums in zip(found, total, strict=True)}
 
-    def _learnt(self, module: nn.Module, books: Books, network: Network, context: Context) -> dict[str, Tensor]:
+    def _learnt(self, found: Found, books: Books, network: Network, context: Context) -> dict[str, Tensor]:
         """The state of a copy whose centroids were trained."""
-        _refuse_tied(module, books)
-        student = copy.deepcopy(module)
-        found = weights(student, only=self.only, keep=self.keep)
-        _attach({name: found[name] for name in books}, books)
+        _refuse_tied(network.module, books)
+        student = copy.deepcopy(network.module)
+        found = again(found, student)
+        _attach(found, books)
         tuning = FineTune(epochs=self.epochs, learning_rate=self.learning_rate, distil=0.0)
         trained = tuning.apply(network.with_body(student), context).module
         state = {name: value for name, value in trained.state_dict().items() if ".parametrizations." not in f".{name}"}
