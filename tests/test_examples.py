@@ -6,6 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from hasten import optim
+from hasten.report import curves
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -26,11 +31,16 @@ def test_gradients_by_hand_equal_autograd():
 
 
 def test_every_optimizer_descends_the_bowl(tmp_path):
-    losses = example("quadratics").main(tmp_path / "page.html")
+    bowl = example("quadratics")
+    losses = bowl.main(tmp_path / "page.html")
     assert all(loss < 0.1 for loss in losses.values()), losses
     page = (tmp_path / "page.html").read_text()
-    assert "Effective step of y" in page
+    assert page.count("<svg") == len(bowl.FAMILIES) + 1
+    assert "effective step of y" in page
     assert all(name in page for name in losses)
+    assert all(len(family) <= len(curves.COLOURS) for family in bowl.FAMILIES.values()), "no colour twice in a picture"
+    made = [make([nn.Parameter(torch.ones(1, 2))], lr=rate) for family in bowl.FAMILIES.values() for make, rate in family.values()]
+    assert {type(optimizer).__name__ for optimizer in made} == set(optim.__all__) - {"missing"}
 
 
 def test_digits_are_learnt(tmp_path):

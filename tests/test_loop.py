@@ -285,7 +285,7 @@ def test_trend_says_how_it_ended():
         (lambda: Fit(rates=(("a", 0.0),)), "the factor of 'a' in rates must be a finite number above 0, got 0.0"),
         (lambda: Fit(loss="values", balance="weights"), "balance is of classes"),
         (lambda: Fit(learning_rate="fast"), "learning_rate must be a number or 'auto', got 'fast'"),
-        (lambda: Trainer(device="tpu").fit(plain(), points()), "device must be one of cpu, cuda, mps, xla"),
+        (lambda: Trainer(device="abacus").fit(plain(), points()), "device must be one of cpu, cuda, mps, tpu, xla"),
         (lambda: fit(plain(), points(), settings=Fit(balance=(1.0, 2.0))), "one weight of at least 0 for each of 3 classes"),
         (lambda: fit(plain(), points(), settings=Fit(optimizer=lambda groups, lr: None)), "must make a torch.optim.Optimizer"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hasten.core.data import View
 from hasten.core.errors import DataRefused, UsageError
-from hasten.train import Average, Fit, Precision, Stop, Trainer, fit
+from hasten.train import Average, Fit, Precision, Stop, Trainer, chance, devices, fit
 from hasten.train.loop import _tensors
 from lessons import contents, dense, draw, image, pictures, plain, points, seeded
 
@@ -290,3 +292,47 @@ def test_compiled_training_tells_its_cost():
     whole = fit(seeded(plain), points(), settings=BASE)
     assert 0 < fitted.compile_seconds < fitted.seconds
     assert [loss for _, loss in fitted.curve] == pytest.approx([loss for _, loss in whole.curve], rel=1e-3)
+
+
+class Device:
+    """A device's generator that counts."""
+
+    state = 0
+
+    def get_rng_state(self):
+        return self.state
+
+    def set_rng_state(self, state):
+        Device.state = state
+
+    manual_seed = set_rng_state
+
+
+@pytest.mark.parametrize("kind", ["mps", "xla"])
+def test_the_generator_of_another_device_begins_at_the_seed_and_is_put_back(kind, monkeypatch):
+    if kind == "mps":
+        monkeypatch.setattr(torch, "mps", Device())
+    else:
+        names = ("torch_xla", "torch_xla.core", "torch_xla.core.xla_model")
+        found = [ModuleType(name) for name in names]
+        found[0].core, found[1].xla_model = found[1], Device()
+        for name, module in zip(names, (*found[:2], found[1].xla_model), strict=True):
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(Device, "state", 3)
+    device = torch.device(kind)
+    with devices.seeded(device, 7):
+        assert Device.state == 7
+        kept = chance.random_states(device)
+        Device.state = 8
+        chance.put_random_states(kept, device)
+        assert Device.state == 7
+    assert Device.state == 3
+
+
+def test_random_states_of_torch_alone_are_taken_up_as_they_were_once_kept():
+    before = random.getstate()
+    kept = {"random": torch.get_rng_state(), "cuda": None}
+    first = torch.rand(1)
+    chance.put_random_states(kept)
+    assert torch.equal(torch.rand(1), first)
+    assert random.getstate() == before

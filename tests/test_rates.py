@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 
 from hasten.core.data import View
 from hasten.core.errors import UsageError
-from hasten.train import Checkpoints, Fit, Trainer
+from hasten.train import Checkpoints, Fit, Stop, Trainer
 from hasten.train.rates import range_test
+from hasten.train.schedules import OfTorch
 from hasten.train.seeds import over_seeds
 from lessons import contents, dense, draw, plain, points, seeded
 
@@ -60,6 +62,71 @@ def test_auto_needs_something_to_judge_by():
         trainer.fit(seeded(plain), [])
     with pytest.raises(UsageError, match="'auto' must be chosen first"):
         Fit(learning_rate="auto").rate(1, 2)
+
+
+class Interrupted(Exception):
+    pass
+
+
+AUTO = Fit(loss="values", batch=20, epochs=4, optimizer=torch.optim.SGD, weight_decay=0, learning_rate="auto")
+
+
+def searched(folder=None, *, trials=math.inf, settings=AUTO):
+    """A training and what was tried for it; broken off behind so many trials."""
+    tried = []
+
+    def watch(record):
+        if record.trial and record.trial not in tried:
+            if len(tried) == trials:
+                raise Interrupted
+            tried.append(record.trial)
+
+    kept = None if folder is None else Checkpoints(folder=folder)
+    try:
+        return Trainer(settings=settings, checkpoints=kept, watch=watch).fit(seeded(lambda: nn.Linear(3, 1)), line()), tried
+    except Interrupted:
+        return None, tried
+
+
+def test_a_search_that_was_broken_off_goes_on_and_a_finished_one_is_not_done_again(tmp_path):
+    whole, tried = searched()
+    assert tried[0] == "a range test"
+    assert all("20 steps" in one or "40 steps" in one for one in tried[1:])
+    _, first = searched(tmp_path, trials=3)
+    assert first == tried[:3]
+    parts, rest = searched(tmp_path)
+    assert rest == tried[3:], "what was judged is known; the trial that was broken off begins anew"
+    assert contents(parts.module) == contents(whole.module)
+    assert parts.notes == whole.notes
+    again, none = searched(tmp_path)
+    assert none == []
+    assert contents(again.module) == contents(whole.module)
+    with pytest.raises(UsageError, match="holds a training with other settings, data or layers; choose a new folder"):
+        searched(tmp_path, settings=replace(AUTO, batch=10))
+
+
+def test_a_search_tells_where_it_stands_and_its_time_is_counted():
+    seen = []
+    trainer = Trainer(settings=AUTO, watch=seen.append)
+    fitted = trainer.fit(seeded(lambda: nn.Linear(3, 1)), line())
+    trials = [r for r in seen if r.trial]
+    assert [r.step for r in seen if not r.trial] == list(range(1, 41))
+    assert [r.seconds for r in trials] == sorted(r.seconds for r in trials)
+    assert fitted.seconds > trials[-1].seconds
+
+
+def test_a_search_ends_with_the_time_it_has():
+    settings = replace(AUTO, epochs=1e7, stop=Stop(seconds=0.3))
+    fitted, tried = searched(settings=settings)
+    assert tried == ["a range test", *tried[1:]]
+    assert "seconds were over" in fitted.ended
+    assert "half of the 0.3 seconds" in fitted.notes[0]
+    assert len(fitted.curve) > 0
+
+
+def test_a_scheduler_of_torch_holds_the_rate_that_auto_would_set():
+    with pytest.raises(UsageError, match="'auto' sets the rate, which a scheduler of torch holds itself"):
+        Fit(learning_rate="auto", warm_up=0, schedule=OfTorch(lambda o: torch.optim.lr_scheduler.StepLR(o, 5)))
 
 
 @pytest.mark.parametrize(

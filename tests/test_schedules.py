@@ -68,7 +68,16 @@ def test_plateau_equals_torch_s():
         assert found == optimizer.param_groups[0]["lr"]
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("warm_up", [0.0, 0.2])
+def test_one_cycle_rises_once(warm_up):
+    settings = Fit(learning_rate=2.0, schedule="one-cycle", warm_up=warm_up)
+    rates = [settings.rate(step, T) for step in range(1, T + 1)]
+    assert rates == pytest.approx([2.0 * share for share in shares(OneCycle())])
+    top = rates.index(max(rates))
+    assert rates == [*sorted(rates[:top]), *sorted(rates[top:], reverse=True)]
+
+
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"one-cycle"}))
 def test_every_schedule_warms_up_and_stays_in_range(name):
     settings = Fit(learning_rate=2.0, warm_up=0.25, schedule=name)
     rates = [settings.rate(step, T) for step in range(1, T + 1)]

@@ -75,7 +75,7 @@ def test_refusals_of_fit(call, kind, words):
     ("wrong", "words"),
     [
         ({"loss": "hinge"}, r"loss must be one of \['classes', 'values', 'original'\], got 'hinge'"),
-        ({"optimizer": "adam"}, "optimizer must be one of"),
+        ({"optimizer": "adan"}, "optimizer must be one of"),
         ({"schedule": "steep"}, "schedule must be one of"),
         ({"augmentation": "flip"}, "augmentation must be one of"),
         ({"epochs": 0}, "epochs must be a finite number above 0, got 0"),

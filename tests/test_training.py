@@ -124,7 +124,7 @@ def test_what_decides_never_looks_at_held_out_data(own):
         (["OWN/mine.py:there", "--data", "digits"], "has no 'there'"),
         (["digits", "--lr", "fast"], "--lr must be a number or auto, got 'fast'"),
         (["digits", "--optimizer", "best"], "optimizer must be one of"),
-        (["digits", "--device", "abacus"], "device must be one of cpu, cuda, mps, xla"),
+        (["digits", "--device", "abacus"], "device must be one of cpu, cuda, mps, tpu, xla"),
     ],
 )
 def test_words_that_cannot_be_used(own, words, message, capsys):

@@ -145,48 +145,36 @@ def train(
     model: Annotated[str, typer.Argument(help="A built-in task, or script.py:name of a network of yours.")],
     data: Annotated[str | None, typer.Option("--data", help="For a network of yours: a file, a folder or a task.")] = None,
     validation: Annotated[str | None, typer.Option("--validation", help="Data to look at; a task has its own.")] = None,
-    network: Annotated[str, typer.Option("--network", help="For a task: mlp, small_cnn, resnet20, mobilenet, lstm.")] = "small_cnn",
+    network: Annotated[str | None, typer.Option("--network", help="For a task: mlp, small_cnn, resnet20, lstm, words, …")] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Folder; the same command goes on there.")] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 10.0,
     batch: Annotated[int, typer.Option("--batch", help="Examples per step; 0 for all of them.")] = 128,
+    steps: Annotated[int | None, typer.Option("--steps", help="Of the optimizer, in the place of --epochs.")] = None,
     rate: Annotated[str, typer.Option("--lr", help="Learning rate at its highest, or auto.")] = "0.002",
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon or sgd.")] = "adamw",
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon, sgd, lion, schedule_free, sam, …")] = "adamw",
     schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine, one-cycle, steps, …")] = "linear",
-    warm_up: Annotated[float, typer.Option("--warm-up", help="Share of the steps.")] = 0.2,
+    warm_up: Annotated[float, typer.Option("--warm-up", help="Share of the steps; one-cycle has its own.")] = 0.2,
     loss: Annotated[str, typer.Option("--loss", help="classes or values.")] = "classes",
     stop_loss: Annotated[float | None, typer.Option("--stop-loss", help="End when a pass has a mean loss this low.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", help="End after this time.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", help="End after so many looks without a gain.")] = None,
     precision: Annotated[str, typer.Option("--precision", help="float32, bfloat16 or float16.")] = "float32",
     augment: Annotated[str, typer.Option("--augment", help="none or shift.")] = "none",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps or xla.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps, or xla (tpu).")] = "cpu",
     target: Annotated[str | None, typer.Option("--target", help="Column or array with the labels.")] = None,
     standardize: Annotated[bool, typer.Option("--standardize", help="Inputs to mean 0 and variance 1, inside the network.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard as well.")] = False,
+    set_: Annotated[
+        list[str], typer.Option("--set", help="NAME=VALUE for any field of Fit: accumulate=4, average.kind=ema; may be repeated.")
+    ] = [],  # noqa: B006
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
     """Train a network; the run folder takes its curves, its log and the network as model.pt2."""
-    words = dict(locals())  # some go on under their own names
+    words = dict(locals())  # they go on under their own names
     from hasten import training
-    from hasten.train import Fit, Precision, Stop
 
-    settings = Fit(
-        loss=loss,  # type: ignore[arg-type]  # Fit checks the words
-        epochs=epochs,
-        batch=batch or None,
-        learning_rate=rate_of(rate),
-        optimizer=optimizer,  # type: ignore[arg-type]
-        schedule=schedule,
-        warm_up=warm_up,
-        augmentation=augment,  # type: ignore[arg-type]
-        precision=Precision(format=precision),  # type: ignore[arg-type]
-        stop=Stop(loss=stop_loss, seconds=seconds, patience=patience),
-        seed=seed,
-    )
-    place = run or Path("runs") / f"train-{Path(model.partition(':')[0]).stem}"
-    job = training.Job(**{f.name: words[f.name] for f in fields(training.Job) if f.name in words} | {"run": place})
-    found = training.train(job, settings, as_json=json_)
+    found = training.train(*training.asked({**words, "learning_rate": rate_of(rate)}), as_json=json_)
     if json_:
         print(json.dumps(found, indent=1))
     else:

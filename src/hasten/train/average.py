@@ -23,7 +23,8 @@ class Average:
         kind: "ema": a ← decay·a + (1 − decay)·w after every step; "swa": the plain mean of the weights at the end of each pass.
         decay: of "ema", in (0, 1).
         start: share of the steps after which averaging begins, in [0, 1).
-        recalibrate: batches, at most, that batch norms take their statistics from anew at the end, >= 0; 0 for none.
+        recalibrate: batches, at most, that batch norms take their statistics from anew, at the end and for each look at
+            validation data, >= 0; 0 for none.
 
     Raises:
         UsageError: on a value outside its range.
@@ -98,7 +99,8 @@ class Swapped:
     """Weights as they are handed over: the average in the place of the last, an optimizer that averages in its eval form."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, average: Averaged | None) -> None:
-        self._average = average
+        self._optimizer, self._average = optimizer, average
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._switches = [getattr(optimizer, name, None) for name in ("eval", "train")]  # as Schedule-Free has them
         self.changes = average is not None or self._switches[0] is not None
 
@@ -110,22 +112,30 @@ class Swapped:
             self._average.swap()
 
     def __enter__(self) -> None:
+        held = [p for group in self._optimizer.param_groups for p in group["params"]] if self._switches[1] else []
+        self._before = [(p, p.detach().clone()) for p in held]
         self.put()
 
+    @torch.no_grad()
     def __exit__(self, *why: object) -> None:
         if self._average:
             self._average.swap()
         if self._switches[1]:
             self._switches[1]()
+        for p, kept in self._before:  # there and back again would round
+            p.copy_(kept)
+
+
+def moving_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms whose statistics follow the batches: none in eval mode, none that keeps no statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [m for m in norms if m.training and m.track_running_stats]
 
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches: Iterable[Tensors]) -> None:
-    """Takes the statistics of all batch norms anew as plain means over the batches.
-
-    Norms that are in eval mode or keep no statistics stay as they are.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+    """Takes the statistics of all batch norms that move anew as plain means over the batches."""
+    norms = moving_norms(module)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

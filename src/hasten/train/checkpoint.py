@@ -5,15 +5,20 @@ A checkpoint is a folder `step-000000123` with `state.pt` and a manifest of SHA-
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hasten.core import folder as disk
+from hasten.core.data import View
 from hasten.core.errors import StorageError, UsageError
+from hasten.train.settings import Fit
 
 _STATE = "state.pt"
 
@@ -81,8 +86,11 @@ class Checkpoints:
         return None, ()
 
     def lock(self) -> disk.Lock:
-        """Holds the folder. Raises RunLocked where another process does."""
-        return disk.Lock(self._place)
+        """Holds the folder and removes what a killed process left half saved. Raises RunLocked where another process holds it."""
+        held = disk.Lock(self._place)
+        for half in self._place.glob(".step-*.part"):
+            shutil.rmtree(half, ignore_errors=True)
+        return held
 
     @property
     def _place(self) -> Path:
@@ -90,3 +98,11 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         return sorted(p for p in self._place.glob("step-*") if p.is_dir())
+
+
+def identity(settings: Fit, module: nn.Module, data: Any) -> str:
+    """A digest of all that decides the result of a training but the first weights."""
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in module.state_dict().items()]
+    plan = re.sub(r" at 0x[0-9a-f]+", "", str(settings))  # functions show where they lie in memory
+    of = data.fingerprint() if isinstance(data, View) else type(data).__qualname__
+    return hashlib.sha256(f"{plan}{shapes}{of}".encode()).hexdigest()

@@ -46,16 +46,21 @@ class Clip:
 
     def __call__(self, weights: Sequence[nn.Parameter]) -> float:
         """Clips the gradients in place; the global norm that they had before. Where that is not finite they stay as they are."""
-        norm = global_norm([w.grad for w in weights if w.grad is not None])
+        held = [w for w in weights if w.grad is not None]
+        for weight in held:
+            if weight.grad is not None and weight.grad.is_sparse:
+                weight.grad = weight.grad.coalesce()  # a row that is named twice has one gradient, their sum
+        norm = global_norm([w.grad for w in held if w.grad is not None])
         size = norm.item()
         if not math.isfinite(size):
             return size
-        held = [w for w in weights if w.grad is not None]
         if self.by == "norm":
             if size + 1e-6 > 0.999 * self.at:  # below it torch multiplies by exactly 1, which takes its time
                 nn.utils.clip_grads_with_norm_(held, self.at, norm)
         elif self.by == "value":
-            nn.utils.clip_grad_value_(held, self.at)
+            for weight in held:
+                assert weight.grad is not None
+                numbers(weight.grad).clamp_(-self.at, self.at)
         else:
             _adaptive(held, self.at)
         return size
@@ -63,19 +68,37 @@ class Clip:
 
 def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """‖g‖ of all gradients together; those of one network on one device need not be sorted first, as torch does for a longer while."""
-    if len({(g.device, g.layout) for g in gradients}) != 1 or gradients[0].layout != torch.strided:
+    gradients = [numbers(g) for g in gradients]
+    if len({g.device for g in gradients}) != 1:
         return nn.utils.get_total_norm(gradients)
     norms: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norms
+
+
+def numbers(gradient: torch.Tensor) -> torch.Tensor:
+    """The numbers of a gradient: of a sparse one, such as that of `nn.Embedding(sparse=True)`, those of the rows that it names."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+@torch.no_grad()
+def penalize(weights: Sequence[nn.Parameter], penalty: tuple[float, float]) -> None:
+    """Adds the gradient of a·Σ|w| + b/2·Σw² on weights with two or more axes. A sparse gradient becomes dense, as this one is."""
+    absolute, square = penalty
+    for weight in weights:
+        if weight.ndim >= 2 and weight.grad is not None:
+            if weight.grad.is_sparse:
+                weight.grad = weight.grad.to_dense()
+            weight.grad.add_(weight.sign(), alpha=absolute).add_(weight, alpha=square)
 
 
 @torch.no_grad()
 def _adaptive(weights: Sequence[nn.Parameter], at: float) -> None:
     for weight in weights:
         assert weight.grad is not None
-        most = at * _unit_norms(weight).clamp_min(_LEAST)
-        norms = _unit_norms(weight.grad)
-        weight.grad.mul_((most / norms.clamp_min(1e-6)).clamp_max(1.0))
+        held = weight[tuple(weight.grad.indices())] if weight.grad.is_sparse else weight
+        most = at * _unit_norms(held).clamp_min(_LEAST)
+        gradient = numbers(weight.grad)
+        gradient.mul_((most / _unit_norms(gradient).clamp_min(1e-6)).clamp_max(1.0))
 
 
 def _unit_norms(values: torch.Tensor) -> torch.Tensor:

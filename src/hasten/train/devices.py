@@ -1,4 +1,4 @@
-"""One word for where a network trains: cpu, cuda, cuda:1, mps, xla."""
+"""One word for where a network trains: cpu, cuda, cuda:1, mps, tpu, xla."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import contextlib
 import torch
 
 from hasten.core.errors import BackendMissing, UsageError
+from hasten.train import chance
 
-_KNOWN = ("cpu", "cuda", "mps", "xla")
+_KNOWN = ("cpu", "cuda", "mps", "tpu", "xla")
 
 
 def device_of(name: str) -> torch.device:
-    """The device.
+    """The device. "tpu" is another word for "xla": what torch_xla runs on, a TPU where there is one.
 
     Raises:
         UsageError: on a name of no kind that is known.
@@ -24,12 +25,13 @@ def device_of(name: str) -> torch.device:
     kind = name.split(":")[0]
     if kind not in _KNOWN:
         raise UsageError(f"device must be one of {', '.join(_KNOWN)}, with a number behind a colon where there are several, got {name!r}")
-    if kind == "xla":
+    if kind in ("tpu", "xla"):
         try:
             import torch_xla
         except ImportError as why:
             raise BackendMissing(
-                "the device xla needs the package torch_xla and the torch of its version; see scripts/test_xla.sh"
+                f"the device {name} needs the package torch_xla and the torch of its version; pip install torch_xla==2.9.0 torch==2.9.0 "
+                "in an environment of its own, as scripts/test_xla.sh does, or take cpu"
             ) from why
         found: torch.device = torch_xla.device()
         return found
@@ -42,9 +44,10 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int):  # type: ignore[no-untyped-def]
-    """The device's and the CPU's random state begin at `seed` for the block and are put back after."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # dropout draws from the global state
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    """The random states of the device, the CPU, Python and NumPy begin at `seed` for the block and are put back after."""
+    kept = chance.random_states(device)
+    try:
+        chance.begin(device, seed)
         yield
+    finally:
+        chance.put_random_states(kept, device)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hasten.core.errors import UsageError
+from hasten.train.clip import numbers
 
 NonFinite = Literal["raise", "skip", "roll back"]
 Trend = Literal["settled", "falling", "rising", "too short"]
@@ -94,7 +95,8 @@ def layer_norms(module: nn.Module) -> dict[str, Norms]:
         held = [p for p in layer.parameters(recurse=False) if p.grad is not None]
         if held:
             count = sum(p.numel() for p in held)
-            sizes = [nn.utils.get_total_norm(values).item() / math.sqrt(count) for values in ([p.grad for p in held], held)]
+            gradients = [numbers(p.grad) for p in held if p.grad is not None]
+            sizes = [nn.utils.get_total_norm(values).item() / math.sqrt(count) for values in (gradients, held)]
             found[name or "the network"] = Norms(gradient=sizes[0], weights=sizes[1])
     return found
 
@@ -192,7 +194,7 @@ def put_buffers(module: nn.Module, kept: dict[str, torch.Tensor]) -> None:
 
 
 def _finite(values: torch.Tensor) -> bool:
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())
+    return not values.is_floating_point() or bool(torch.isfinite(numbers(values)).all())
 
 
 def trend(losses: Sequence[float]) -> Trend:

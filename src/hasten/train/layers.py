@@ -11,7 +11,8 @@ from torch import nn
 from hasten.core.errors import Unsupported, UsageError
 from hasten.core.names import check_met, meets
 from hasten.train import optim
-from hasten.train.settings import Fit
+from hasten.train.hints import bare
+from hasten.train.settings import Fit, OptimizerFactory
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -44,7 +45,7 @@ def freeze(module: nn.Module, settings: Fit) -> Callable[[], None]:
 def training_mode(module: nn.Module, settings: Fit) -> None:
     """Training mode, but for norms and layers that stay as they are."""
     module.train()
-    for name, layer in module.named_modules():
+    for name, layer in bare(module).named_modules():
         norm = settings.freeze_norms and isinstance(layer, nn.modules.batchnorm._NormBase)
         if norm or (name and meets(name, settings.freeze)):
             layer.eval()
@@ -59,7 +60,7 @@ def optimizer_of(module: nn.Module, settings: Fit) -> torch.optim.Optimizer:
 def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
     scales = {id(p): 1.0 for p in module.parameters()}
     for pattern, factor in reversed(settings.rates):  # the first that meets has the last word
-        for name, layer in module.named_modules():
+        for name, layer in bare(module).named_modules():
             if name and meets(name, (pattern,)):
                 scales |= {id(p): factor for p in layer.parameters()}
     groups = []
@@ -73,10 +74,9 @@ def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
 
 def _optimizer(groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.Optimizer:
     if not isinstance(settings.optimizer, str):
-        made = settings.optimizer([g for g in groups if g["params"]], lr=settings.highest)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise UsageError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
-        return made
+        return _made(settings.optimizer, groups, settings)
+    if settings.optimizer not in ("adamw", "sgd"):
+        return optim.BY_NAME[settings.optimizer]([g for g in groups if g["params"]], lr=settings.highest)
     weights = [p for g in groups for p in g["params"]]
     places = {p.device.type for p in weights}
     ours = places == {"cpu"} and optim.missing() is None
@@ -85,6 +85,18 @@ def _optimizer(groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.O
     if settings.optimizer == "sgd":
         return sgd(groups, lr=settings.highest, momentum=0.9, nesterov=True, fused=fused)
     return adamw(groups, lr=settings.highest, fused=fused)
+
+
+def _made(factory: OptimizerFactory, groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.Optimizer:
+    try:
+        made = factory([g for g in groups if g["params"]], lr=settings.highest)
+    except ValueError as why:
+        if "per-parameter options" not in str(why):  # as LBFGS says it
+            raise
+        raise UsageError(f"{why}; join them: lambda groups, lr: LBFGS([p for g in groups for p in g['params']], lr=lr)") from why
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UsageError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
+    return made
 
 
 def _muon(module: nn.Module, groups: Sequence[dict[str, Any]], settings: Fit) -> torch.optim.Optimizer:

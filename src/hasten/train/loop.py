@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import math
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -27,15 +25,16 @@ from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.recipe import Progress
 from hasten.load.data import read
 from hasten.load.examples import room_bytes
-from hasten.train.checkpoint import Checkpoints
+from hasten.train.checkpoint import Checkpoints, identity
 from hasten.train.devices import device_of, seeded
 from hasten.train.health import Finding, Trend, trend
 from hasten.train.hints import watched
 from hasten.train.layers import freeze, trainable
+from hasten.train.lesson import Lesson, Look
 from hasten.train.objective import objective, probe
 from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.records import Record, Watcher, silent
-from hasten.train.run import Diverged, Lesson, Look, Run
+from hasten.train.run import Diverged, Run
 from hasten.train.sampler import Sampler
 from hasten.train.settings import Fit
 from hasten.train.source import Resident, Stream
@@ -100,7 +99,7 @@ class Trainer:
         settings: how to train.
         validation: data that no gradient sees, looked at every `settings.stop.every` passes: whatever `load.data.read` takes.
         teacher: gives the outputs to learn from, where the settings need one.
-        device: "cpu", "cuda", "cuda:1", "mps" or "xla".
+        device: "cpu", "cuda", "cuda:1", "mps" or "xla" ("tpu").
         checkpoints: where the training is put on disk to be taken up again; None for nowhere.
         watch: is told of every step.
         after_step: called when the optimizer has changed the weights, with the network in training mode, the number of the
@@ -160,11 +159,11 @@ class Trainer:
             thaw = freeze(student, settings)
             shown, lesson, steps = self._lesson(student, data, place)
             precision = settings.precision.settled(student, lesson.example)
-            forward = stack.enter_context(precision.prepared(shown))
+            forward = stack.enter_context(precision.prepared(shown, of=student))
             run = Run(shown, forward, lesson, replace(settings, precision=precision), steps)
             if self.checkpoints is not None:
                 stack.callback(self.checkpoints.lock().release)
-                _take_up(run, self.checkpoints, _identity(settings, shown, data))
+                _take_up(run, self.checkpoints, identity(settings, shown, data))
             compile_seconds = self._go(run, student)
             run.finish()
             thaw()
@@ -189,6 +188,7 @@ class Trainer:
             inputs, labels = _tensors(data, place), data.labels
         else:
             stream = Stream(data, place, labelled=settings.loss != "original")
+            _check_stream(settings, stream)
             inputs, labels = stream.first
         if settings.hints is not None and teacher is not None:
             index = probe(settings, inputs)
@@ -197,7 +197,6 @@ class Trainer:
         example = tuple(a[:_EXAMPLE].clone().to(place) for a in inputs)
         look = None if self.validation is None else self._look(student, _known(self.validation), place)
         if not isinstance(data, View):
-            _check_stream(settings, stream)
             stream.feed(aim.targets)
             steps = settings.stop.steps or max(1, round(settings.epochs * stream.per_pass))
             return shown, Lesson(source=stream, aim=aim, generator=generator, example=example, look=look), steps
@@ -292,14 +291,25 @@ def _viewed(data: Any) -> View | Iterable[Any]:
 def _check(settings: Fit, view: View) -> None:
     if len(view) < 2:
         raise DataRefused(f"training needs at least 2 examples, got {len(view)}")
-    if settings.augment().needs_images and view.inputs[0].ndim != 4:
+    first = view.inputs[0]
+    _check_augmented(settings, first.shape, str(first.dtype), floats=first.dtype.kind == "f")
+
+
+def _check_augmented(settings: Fit, shape: tuple[int, ...], dtype: str, *, floats: bool) -> None:
+    """Whether the first input can be changed as the augmentation changes it."""
+    augment = settings.augment()
+    if augment.needs_images and len(shape) != 4:
         asked = settings.augmentation if isinstance(settings.augmentation, str) else "this augmentation"
-        raise UsageError(f"{asked} needs images (n, channels, height, width), got {view.inputs[0].shape}")
-    if settings.augment().mixup and view.inputs[0].dtype.kind != "f":
-        raise UsageError(f"mixup needs inputs of floating-point numbers, got {view.inputs[0].dtype}")
+        raise DataRefused(f"{asked} needs images (n, channels, height, width), got {tuple(shape)}")
+    reckoning = {"mixup": augment.mixup > 0, "cutout": augment.cutout > 0, "resize": augment.resize < 1}
+    if not floats and any(reckoning.values()):
+        name = next(name for name, on in reckoning.items() if on)
+        raise DataRefused(f"{name} needs inputs of floating-point numbers, got {dtype.removeprefix('torch.')}")
 
 
 def _check_stream(settings: Fit, stream: Stream) -> None:
+    first = stream.first[0][0]
+    _check_augmented(settings, first.shape, str(first.dtype), floats=first.is_floating_point())
     if settings.needs_teacher and settings.hints is not None:
         raise Unsupported("hidden values are learnt from data in memory, this is a stream; give a View")
     if settings.balance == "weights":
@@ -333,14 +343,6 @@ def _chances(labels: torch.Tensor) -> torch.Tensor:
     if bool((first == IGNORED).any()):
         raise DataRefused(f"balanced sampling needs a class for every example, got {IGNORED}, left out")
     return balanced(first, int(first.max()) + 1)[first].cpu()
-
-
-def _identity(settings: Fit, module: nn.Module, data: Any) -> str:
-    """A digest of all that decides the result but the first weights."""
-    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in module.state_dict().items()]
-    plan = re.sub(r" at 0x[0-9a-f]+", "", str(settings))  # functions show where they lie in memory
-    of = data.fingerprint() if isinstance(data, View) else type(data).__qualname__
-    return hashlib.sha256(f"{plan}{shapes}{of}".encode()).hexdigest()
 
 
 def _take_up(run: Run, checkpoints: Checkpoints, identity: str) -> None:

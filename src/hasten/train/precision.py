@@ -37,7 +37,8 @@ class Precision:
             and the network's code bears it.
         checkpoint: patterns of layers whose inner activations are computed again on the way back in the place of being kept,
             or a whole number k: a `Sequential` keeps what passes between runs of k children, of another network every k-th
-            child is computed again. Same bytes out, less memory, more time: the allocator also gives large blocks back at once.
+            child is computed again; lists and dictionaries of layers stand for what is in them. Same bytes out, less memory, more
+            time: the allocator also gives large blocks back at once.
         compile: through `torch.compile`; what that cost is `Fitted.compile_seconds`.
 
     Raises:
@@ -86,10 +87,13 @@ class Precision:
         return values.contiguous(memory_format=torch.channels_last) if self.channels_last and values.ndim == 4 else values
 
     @contextlib.contextmanager
-    def prepared(self, module: nn.Module) -> Iterator[Any]:
-        """What is called in the place of `module`, which is as it was after the block."""
+    def prepared(self, module: nn.Module, *, of: nn.Module | None = None) -> Iterator[Any]:
+        """What is called in the place of `module`, which is as it was after the block.
+
+        `of`: the network whose layers are meant, where `module` holds it.
+        """
         layout = _together(module) if self.channels_last else contextlib.nullcontext()
-        with layout, self._forgetting(module), _giving_back(bool(self.checkpoint)):
+        with layout, self._forgetting(of or module), _giving_back(bool(self.checkpoint)):
             yield torch.compile(module) if self.compile else module
 
     def _forgetting(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -100,10 +104,19 @@ class Precision:
 
     def _chosen(self, module: nn.Module) -> list[nn.Module]:
         if isinstance(self.checkpoint, int):
-            return [child for i, child in enumerate(module.children(), start=1) if i % self.checkpoint == 0]
+            children = [layer for child in module.children() for layer in _called(child)]
+            return children[self.checkpoint - 1 :: self.checkpoint]
         names = [name for name, _ in module.named_modules() if name]
         check_met(self.checkpoint, names)
-        return [layer for name, layer in module.named_modules() if name and meets(name, self.checkpoint)]
+        named = [layer for name, layer in module.named_modules() if name and meets(name, self.checkpoint)]
+        return list(dict.fromkeys(layer for one in named for layer in _called(one)))
+
+
+def _called(layer: nn.Module) -> list[nn.Module]:
+    """The layer; of one that is never called, a list or a dictionary of layers, those in it."""
+    if type(layer).forward is not nn.Module.forward:
+        return [layer]
+    return [inside for child in layer.children() for inside in _called(child)]
 
 
 @contextlib.contextmanager

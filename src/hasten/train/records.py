@@ -27,6 +27,7 @@ class Record:
         validation: loss on the validation data, where they were looked at behind this step.
         accuracy: on the validation data, where the loss is of classes.
         layers: root mean square of each layer's gradient, where it was looked at.
+        trial: what is tried out, where this is a step of a search for the learning rate; such steps are in no log.
     """
 
     step: int
@@ -40,11 +41,12 @@ class Record:
     validation: float | None = None
     accuracy: float | None = None
     layers: dict[str, float] = field(default_factory=dict)
+    trial: str = ""
 
     def to_json(self) -> str:
         """One line, without what was not looked at."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps({name: value for name, value in values.items() if value not in (None, {})})
+        return json.dumps({name: value for name, value in values.items() if value not in (None, {}, "")})
 
     @property
     def left_s(self) -> float:
@@ -79,6 +81,8 @@ class Log:
 
     def __call__(self, record: Record) -> None:
         """Writes the record."""
+        if record.trial:
+            return
         with storage(self._path.parent):
             if not self._begun:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,8 @@ class TensorBoard:
 
     def __call__(self, record: Record) -> None:
         """Writes the record."""
+        if record.trial:
+            return
         for name in ("loss", "rate", "norm", "validation", "accuracy"):
             if getattr(record, name) is not None:
                 self._writer.add_scalar(name, getattr(record, name), record.step)

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from hasten.core.errors import Unsupported
+from hasten.core.errors import Unsupported, UsageError
+from hasten.train import closures
 from hasten.train.augment import Augmenter
-from hasten.train.average import Averaged, Swapped, recalibrate
-from hasten.train.health import Finding, Norms, birthplace, copied_buffers, layer_norms, put_buffers
+from hasten.train.average import Averaged, Swapped, moving_norms, recalibrate
+from hasten.train.chance import put_random_states, random_states
+from hasten.train.clip import penalize
+from hasten.train.health import Finding, Norms, birthplace, copied_buffers, kept_buffers, layer_norms, put_buffers
+from hasten.train.hints import bare
 from hasten.train.layers import optimizer_of, trainable, training_mode
-from hasten.train.objective import Objective
+from hasten.train.lesson import Lesson
 from hasten.train.outputs import Tensors, outputs_of
 from hasten.train.records import Record
-from hasten.train.schedules import OfTorch
+from hasten.train.schedules import OfTorch, slow_down
 from hasten.train.settings import Fit
-from hasten.train.source import Source
 
 _RECALIBRATED = 100  # batches, where the optimizer averages by itself
-
-Look = Callable[[], tuple[float, float | None]]
-"""Loss and accuracy on the validation data."""
 
 
 class Diverged(Unsupported):
     """The loss or its gradient stopped being a finite number."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Lesson:
-    """What a run learns from.
-
-    Args:
-        source: of the batches.
-        aim: the loss.
-        generator: of every draw that is ours; the source shares it.
-        example: a few rows of the inputs.
-        look: at the validation data, or None without.
-        examples: in the data, 0 where that is not known.
-    """
-
-    source: Source
-    aim: Objective
-    generator: torch.Generator
-    example: Tensors
-    look: Look | None = None
-    examples: int = 0
 
 
 class Run:
@@ -79,9 +58,15 @@ class Run:
         schedule = settings.scheduled()
         if isinstance(schedule, OfTorch):  # its rates are those of the groups; ours are set before every step
             for group in self._optimizer.param_groups:
-                group["lr"] *= group["scale"]
+                group["lr"] *= group.get("scale", 1.0)
         self._scheduler = schedule.factory(self._optimizer) if isinstance(schedule, OfTorch) else None
         self._scaler = settings.precision.scaler(self._device)
+        self._asks = closures.asks(self._optimizer)
+        if self._asks and self._scaler.is_enabled():
+            raise UsageError(
+                f"{type(self._optimizer).__name__} asks for the gradient more than once a step, which the scaled loss of the format "
+                "float16 does not allow; take bfloat16"
+            )
         self._augment = settings.augment()
         self._augmenter = Augmenter(self._augment, lesson.examples, lesson.generator)
         self._average = Averaged(settings.average, module) if settings.average else None
@@ -106,12 +91,15 @@ class Run:
         self.step += 1
         rate = self._set_rate()
         index, inputs = self._lesson.source.next()
+        drawn = self._draws() if self._asks else None
         loss, norm, layers = self._gradient(index, inputs)
         overflow = math.isfinite(loss) and not math.isfinite(norm) and self._scaler.is_enabled() and self._scaler.get_scale() > 1
-        if math.isfinite(loss + norm) or overflow:
+        if drawn is not None:  # what is not finite is known before the optimizer moves anything
+            loss, norm = closures.step(self._optimizer, self._weights, (loss, norm), lambda: self._again(drawn, index, inputs))
+        elif math.isfinite(loss + norm) or overflow:
             self._scaler.step(self._optimizer)  # plain `step` where the scaler is off
             self._scaler.update()
-        else:
+        if not (math.isfinite(loss + norm) or overflow):
             self._scaler.update()  # the gradients were unscaled already
             if self._mend(loss, norm, index, inputs, buffers):
                 return self._record(rate, loss, norm, {}, len(index))
@@ -171,11 +159,34 @@ class Run:
             return float(self._optimizer.param_groups[0]["lr"])
         rate = self.settings.rate(self.step, self.steps, epoch=self._lesson.source.done, looks=tuple(self.looks)) * self._slower
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = rate * group.get("scale", 1.0)  # groups that the user made have none
         return rate
 
     def _gradient(self, index: torch.Tensor, inputs: Tensors) -> tuple[float, float, dict[str, float]]:
         """Leaves the clipped gradient in the weights; loss, the norm before, and the norms of the layers if it is time."""
+        value = self._backward(index, inputs)
+        every = self.settings.health.every
+        norms: dict[str, Norms] = {}
+        if every and self.step % every == 0:
+            norms = layer_norms(bare(self.module))
+            self.findings += self.settings.health.findings(self.step, norms)
+        return value, self._clip(self._weights), {name: one.gradient for name, one in norms.items()}
+
+    def _draws(self) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Where every generator stands."""
+        return self._lesson.generator.get_state(), random_states(self._device)
+
+    def _put_draws(self, drawn: tuple[torch.Tensor, dict[str, Any]]) -> None:
+        self._lesson.generator.set_state(drawn[0])
+        put_random_states(drawn[1], self._device)
+
+    def _again(self, drawn: tuple[torch.Tensor, dict[str, Any]], index: torch.Tensor, inputs: Tensors) -> tuple[float, float]:
+        """Loss and norm of the same batch, changed and dropped as before, at the weights as they are now."""
+        self._put_draws(drawn)
+        return self._backward(index, inputs), self._clip(self._weights)
+
+    def _backward(self, index: torch.Tensor, inputs: Tensors) -> float:
+        """Leaves the gradient in the weights; the loss."""
         for weight in self._weights:  # what zero_grad does, without what torch does around it
             weight.grad = None
         value = 0.0
@@ -188,13 +199,8 @@ class Run:
             value += loss.item()
         self._scaler.unscale_(self._optimizer)
         if any(self.settings.penalty):
-            self._penalize()
-        every = self.settings.health.every
-        norms: dict[str, Norms] = {}
-        if every and self.step % every == 0:
-            norms = layer_norms(self.module)
-            self.findings += self.settings.health.findings(self.step, norms)
-        return value, self._clip(self._weights), {name: one.gradient for name, one in norms.items()}
+            penalize(self._weights, self.settings.penalty)
+        return value
 
     def _parts(self, index: torch.Tensor, inputs: Tensors) -> list[tuple[torch.Tensor, Tensors, float]]:
         """The batch in parts, each with its share of the targets; those without any are left out."""
@@ -234,20 +240,13 @@ class Run:
                 f"a batch norm of this network needs more than one value per channel, got batch={len(inputs[0])}; take larger batches"
             ) from why
 
-    @torch.no_grad()
-    def _penalize(self) -> None:
-        absolute, square = self.settings.penalty
-        for weight in self._weights:
-            if weight.ndim >= 2 and weight.grad is not None:
-                weight.grad.add_(weight.sign(), alpha=absolute).add_(weight, alpha=square)
-
     def _mend(self, loss: float, norm: float, index: torch.Tensor, inputs: Tensors, buffers: dict[str, torch.Tensor] | None) -> bool:
         """What the settings ask for where a value is not finite; whether it went back."""
         health, at = self.settings.health, f"at step {self.step} of {self.steps}"
         if buffers is not None:
             put_buffers(self.module, buffers)
         with torch.enable_grad():
-            born = birthplace(self.module, inputs, lambda: self._loss_again(index, inputs))
+            born = birthplace(bare(self.module), inputs, lambda: self._loss_again(index, inputs))
         told, origin = f"got a loss of {loss} with a gradient of norm {norm} {at}", f"it comes from {born}"
         self._sick += 1
         if health.nonfinite == "raise" or self._sick > health.most:
@@ -261,21 +260,12 @@ class Run:
         assert self._kept is not None
         sick, slower, notes, spent = self._sick, self._slower / 2, self.notes, self.seconds
         self.load(copy.deepcopy(self._kept))
-        self._slow_down(slower / self._slower)
+        if self._scheduler is not None:  # ours are taken by `_set_rate`
+            slow_down(self._scheduler, self._optimizer, slower / self._slower)
         self._sick, self._slower = sick, slower
         self._spent, self._since = spent, time.monotonic()  # the clock does not go back
         self.notes = [*notes, f"went back to step {self.step} and to {slower:g} of the learning rate: {told}; {origin}"]
         return True
-
-    def _slow_down(self, factor: float) -> None:
-        """The rates that a scheduler of torch's holds; ours are taken by `_set_rate`."""
-        if self._scheduler is None:
-            return
-        for group in self._optimizer.param_groups:
-            for name in {"lr", "initial_lr"} & group.keys():
-                group[name] *= factor
-        if hasattr(self._scheduler, "base_lrs"):
-            self._scheduler.base_lrs = [rate * factor for rate in self._scheduler.base_lrs]
 
     def _loss_again(self, index: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         inputs = tuple(self.settings.precision.laid_out(a) for a in inputs)
@@ -295,7 +285,9 @@ class Run:
 
     def _look(self) -> tuple[float, float | None]:
         assert self._lesson.look is not None
-        with self._as_result():
+        swapped = self._as_result()
+        with self._untouched(swapped), swapped:
+            self._recalibrate(swapped)
             loss, accuracy = self._lesson.look()
             if self.settings.stop.patience is not None and loss < min(self.looks, default=math.inf):
                 self._best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -310,18 +302,35 @@ class Run:
         """The network as it would be handed over now, as long as the block lasts."""
         return Swapped(self._optimizer, self._average if self._average is not None and self._average.ready else None)
 
-    def finish(self) -> None:
-        """Leaves the weights that are handed over: the best look's, else the average, else the last."""
-        self.module.zero_grad()
-        swapped, average = self._as_result(), self.settings.average
-        if self._best is not None:
-            self.module.load_state_dict(self._best)
-        else:
-            swapped.put()
-        if swapped.changes and (average is None or average.recalibrate):
-            count, per_pass = average.recalibrate if average else _RECALIBRATED, self._lesson.source.per_pass
+    @contextlib.contextmanager
+    def _untouched(self, swapped: Swapped) -> Iterator[None]:
+        """What `_recalibrate` moves is after the block where it was: statistics, the place in the data, the draws."""
+        if not (swapped.changes and moving_norms(self.module)):
+            yield
+            return
+        drawn, place = self._draws(), self._lesson.source.state()
+        with kept_buffers(self.module):
+            yield
+        self._put_draws(drawn)
+        self._lesson.source.load(place)
+
+    def _recalibrate(self, swapped: Swapped) -> None:
+        """Statistics of batch norms that fit the weights in the place of the last ones, from the batches that come next."""
+        average, per_pass = self.settings.average, self._lesson.source.per_pass
+        count = average.recalibrate if average else _RECALIBRATED
+        if swapped.changes and count:
             training_mode(self.module, self.settings)
             recalibrate(self.module, (self._lesson.source.next()[1] for _ in range(min(count, per_pass or count))))
+
+    def finish(self) -> None:
+        """Leaves what is handed over: the weights and statistics of the best look, else the average, else the last."""
+        self.module.zero_grad()
+        if self._best is not None:
+            self.module.load_state_dict(self._best)
+            return
+        swapped = self._as_result()
+        swapped.put()
+        self._recalibrate(swapped)
 
     def state(self) -> dict[str, Any]:
         """All of it, as tensors, numbers and texts. The tensors are the live ones: copy or write them before the next step."""
@@ -344,8 +353,7 @@ class Run:
             "best": self._best,
             "source": self._lesson.source.state(),
             "generator": self._lesson.generator.get_state(),
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+            **random_states(self._device),
             "slower": self._slower,
             "sick": self._sick,
             "seconds": self.seconds,
@@ -372,9 +380,7 @@ class Run:
         self._best = state["best"]
         self._lesson.source.load(state["source"])
         self._lesson.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
-        if state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self._device)
+        put_random_states(state, self._device)
         self._slower, self._sick = state["slower"], state["sick"]
         self._kept = state.get("kept", self._kept)
         self._spent, self._since = state["seconds"], time.monotonic()

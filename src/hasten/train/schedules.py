@@ -125,6 +125,8 @@ class Steps:
 class OneCycle:
     """Half a cosine from 1/start up to 1 over the first `rise` of the steps, half a cosine down to 1/(start·end) after.
 
+    It is its own warm-up: `Fit.warm_up` is not put in front.
+
     Args:
         rise: share of the steps, in (0, 1).
         start: the highest rate over the first, >= 1.
@@ -205,6 +207,21 @@ class OfTorch:
     """
 
     factory: Callable[[torch.optim.Optimizer], Any]
+
+
+def slow_down(scheduler: Any, optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiplies every rate that a scheduler of torch's goes between, and those of the schedulers in it."""
+    for group in optimizer.param_groups:
+        for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+            group[name] *= factor
+    _slow_down(scheduler, factor)
+
+
+def _slow_down(scheduler: Any, factor: float) -> None:
+    for name in {"base_lrs", "max_lrs"} & vars(scheduler).keys():
+        setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+    for inside in vars(scheduler).get("_schedulers", ()):
+        _slow_down(inside, factor)
 
 
 NAMED: dict[str, Schedule] = {

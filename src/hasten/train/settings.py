@@ -12,15 +12,15 @@ import torch
 from hasten.core.errors import UsageError
 from hasten.core.names import patterns
 from hasten.core.recipe import Loss
+from hasten.train import optim
 from hasten.train.augment import Augment
 from hasten.train.average import Average
 from hasten.train.clip import Clip
 from hasten.train.health import Health
 from hasten.train.precision import Precision
-from hasten.train.schedules import NAMED, Moment, OfTorch, Plateau, Schedule
+from hasten.train.schedules import NAMED, Moment, OfTorch, OneCycle, Plateau, Schedule
 from hasten.train.stop import Stop
 
-Optimizer = Literal["adamw", "muon", "sgd"]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Augmentation = Literal["none", "shift"]
 Balance = Literal["none", "sampling", "weights"]
@@ -64,7 +64,8 @@ class Fit:
 
     The learning rate rises linearly from near 0 to `learning_rate` during the first `warm_up` of the steps, then follows the
     schedule: "linear" and "cosine" fall to 0 at the end ("linear" is the one-cycle policy), "constant" stays. What a field of
-    its own class does is told there; whatever is off changes no byte of the result.
+    its own class does is told there; whatever is off changes no byte of the result. "one-cycle" rises by itself, from its own
+    beginning to `learning_rate`, without a warm-up in front.
 
     Args:
         loss: "classes": cross-entropy with integer labels, of logits, or of probabilities where the network's outputs are
@@ -73,9 +74,10 @@ class Fit:
         epochs: passes over the data, > 0; parts of a pass count.
         batch: examples per step, >= 1; all of them where there are fewer, or for None. A pass leaves out its incomplete last
             batch. 1 is a single example; a batch norm that needs more refuses.
-        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9, in fused kernels: ours on a CPU with a compiler, else torch's; "muon"
-            with steps of AdamW's size, which embeddings, biases and norms take; or what makes one of (parameter groups,
-            lr=learning_rate), such as `torch.optim.RMSprop`.
+        optimizer: a name of `optim.BY_NAME`: "adamw", or "sgd" with Nesterov momentum 0.9, in fused kernels: ours on a CPU with a
+            compiler, else torch's; "muon" with steps of AdamW's size, which embeddings, biases and norms take; "schedule_free",
+            for schedule="constant"; "sam" around AdamW; others with their own defaults. Or what makes one of (parameter groups,
+            lr=learning_rate), such as `torch.optim.RMSprop`. One whose step needs a closure gets the gradient of the same batch.
         learning_rate: at its highest, > 0; or "auto" (see `rates.choose`).
         weight_decay: on weights with two or more axes only, not on biases and norms; >= 0.
         schedule: of the learning rate: a name, one of `schedules`, or `OfTorch`.
@@ -108,7 +110,7 @@ class Fit:
     loss: Loss = "classes"
     epochs: float = 10.0
     batch: int | None = 128
-    optimizer: Optimizer | OptimizerFactory = "adamw"
+    optimizer: str | OptimizerFactory = "adamw"
     learning_rate: float | Literal["auto"] = 2e-3
     weight_decay: float = 0.01
     schedule: str | Schedule | OfTorch = "linear"
@@ -151,10 +153,11 @@ class Fit:
         self.clipping()  # its checks are ours
 
     def _check_words(self) -> None:
-        for name, kind in (("loss", Loss), ("optimizer", Optimizer), ("augmentation", Augmentation), ("balance", Balance)):
+        kinds = {"loss": get_args(Loss), "augmentation": get_args(Augmentation), "balance": get_args(Balance)}
+        for name, known in {**kinds, "optimizer": tuple(optim.BY_NAME)}.items():
             value = getattr(self, name)
-            if value not in get_args(kind) and (isinstance(value, str) or name == "loss"):
-                raise UsageError(f"{name} must be one of {list(get_args(kind))}, got {value!r}")
+            if value not in known and (isinstance(value, str) or name == "loss"):
+                raise UsageError(f"{name} must be one of {list(known)}, got {value!r}")
         if isinstance(self.schedule, str) and self.schedule not in NAMED:
             raise UsageError(f"schedule must be one of {list(NAMED)}, got {self.schedule!r}")
         if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
@@ -169,6 +172,8 @@ class Fit:
             raise UsageError(f"balance is of classes and must be 'none' with the loss {self.loss!r}, got {self.balance!r}")
         if isinstance(self.schedule, OfTorch) and self.warm_up:
             raise UsageError(f"warm_up must be 0 with a scheduler of torch, which holds the rate itself, got {self.warm_up}")
+        if isinstance(self.schedule, OfTorch) and self.learning_rate == "auto":
+            raise UsageError("learning_rate='auto' sets the rate, which a scheduler of torch holds itself; give a number")
 
     @property
     def needs_teacher(self) -> bool:
@@ -207,7 +212,7 @@ class Fit:
         [0.33, 0.67, 1.0, 0.5]
         """
         schedule, highest = self.scheduled(), self.highest
-        warm = int(self.warm_up * steps)
+        warm = 0 if isinstance(schedule, OneCycle) else int(self.warm_up * steps)
         if step <= warm:
             return highest * step / (warm + 1)
         if isinstance(schedule, OfTorch):

@@ -13,6 +13,7 @@ import torch
 
 from hasten.core.data import Array
 from hasten.core.errors import DataRefused, UsageError
+from hasten.train.chance import put_random_states, random_states
 from hasten.train.outputs import Tensors
 from hasten.train.sampler import Sampler
 from hasten.train.targets import Targets
@@ -77,8 +78,9 @@ class Resident:
 class Stream:
     """The batches of an iterable that can be gone through again and again, such as a DataLoader.
 
-    Taken up in the middle of a pass, it is gone through from the pass's beginning, with torch's random state of then, to the
-    batch that was next. That is exact where all that it draws follows from that state, as the order of a DataLoader does.
+    Taken up in the middle of a pass, it is gone through from the pass's beginning, with the random states of then, to the batch
+    that was next. That is exact where all that it draws follows from those of torch, Python and NumPy, as the order of a
+    DataLoader does.
 
     Args:
         batches: of x, (x, y) or (x1, x2, …, y), tensors or arrays.
@@ -91,11 +93,10 @@ class Stream:
         self._batches, self._device, self._labelled = batches, device, labelled
         self._targets: Targets | None = None
         self._iterator: Iterator[Any] | None = None
-        self._start = torch.get_rng_state()
+        self._start = random_states()
         self._taken, self._first = 0, self._read(next(iter(batches), None))
         self.begun, self.size = 0, len(self._first[0][0])
-        length = getattr(batches, "__len__", None)
-        self.per_pass = length() if length is not None else 0  # 0: not known before its end
+        self.per_pass = _length(batches)
         self._peeked: Any = None
 
     @property
@@ -115,7 +116,7 @@ class Stream:
     def next(self) -> tuple[torch.Tensor, Tensors]:
         """The next batch, its labels put into the targets."""
         if self._peeked is None:
-            self._begin(torch.get_rng_state(), 0)
+            self._begin(random_states(), 0)
         inputs, labels = self._read(self._peeked)
         assert self._iterator is not None
         self._peeked, self._taken = next(self._iterator, None), self._taken + 1
@@ -128,16 +129,17 @@ class Stream:
         return {"start": self._start, "taken": self._taken, "begun": self.begun, "open": self._peeked is not None}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up what `state` gave; leaves torch's random state as it is."""
-        now = torch.get_rng_state()
+        """Takes up what `state` gave; leaves the random states as they are."""
+        now = random_states()
         self._peeked = self._iterator = None
         if state["open"]:
-            torch.set_rng_state(state["start"])
-            self._begin(state["start"], state["taken"])
+            start = state["start"] if isinstance(state["start"], dict) else {"random": state["start"]}  # torch's alone, once
+            put_random_states(start)
+            self._begin(start, state["taken"])
         self.begun = state["begun"]
-        torch.set_rng_state(now)
+        put_random_states(now)
 
-    def _begin(self, start: torch.Tensor, skipped: int) -> None:
+    def _begin(self, start: dict[str, Any], skipped: int) -> None:
         self._start, self._taken = start, skipped
         self._iterator = iter(self._batches)
         for _ in range(skipped):
@@ -155,3 +157,11 @@ class Stream:
             raise UsageError(f"a batch must be tensors or arrays, got {[type(p).__name__ for p in parts]}")
         labels = np.asarray(parts.pop()) if self._labelled and len(parts) > 1 else None
         return tuple(torch.as_tensor(p).to(self._device) for p in parts), labels
+
+
+def _length(batches: Iterable[Any]) -> int:
+    """Batches in a pass; 0 where that is not known before its end. A DataLoader has a length that raises where its data has none."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return 0

@@ -56,14 +56,14 @@ class SAM(torch.optim.Optimizer):
         return loss
 
     def _climb(self, params: list[Tensor]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
-        scaled = [p.abs() * g for p, g in zip(params, grads, strict=True)] if self.adaptive else grads
-        norms = [torch.linalg.vector_norm(g) for g in scaled]
+        grads = [p.grad.coalesce() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
+        scaled = [_times(p, g) for p, g in zip(params, grads, strict=True)] if self.adaptive else grads
+        norms = [torch.linalg.vector_norm(g.values() if g.is_sparse else g) for g in scaled]
         if not norms:
             return
         length = self.rho / (torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])) + 1e-12).item()
         for p, g in zip(params, scaled, strict=True):
-            p.add_(p.abs() * g if self.adaptive else g, alpha=length)
+            p.add_(_times(p, g) if self.adaptive else g, alpha=length)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"base": self.base, "rho": self.rho, "adaptive": self.adaptive}
@@ -86,3 +86,11 @@ class SAM(torch.optim.Optimizer):
             self.base.add_param_group(param_group)
         else:
             super().add_param_group(param_group)
+
+
+def _times(p: Tensor, g: Tensor) -> Tensor:
+    """|p|·g; of a sparse g, whose rows are named once each, the rows that it names."""
+    if not g.is_sparse:
+        return p.abs() * g
+    values = p[tuple(g.indices())].abs() * g.values()
+    return torch.sparse_coo_tensor(g.indices(), values, g.shape, is_coalesced=True, check_invariants=False)
