@@ -1,6 +1,6 @@
 """What each way of making a network smaller costs and buys on real data, beside its controls.
 
-    python benchmarks/compression.py [--quick] [--json] [--save] [--only NETWORK] [--seeds N …] [--prepare | --cached]
+    python benchmarks/compression.py [--quick] [--json] [--save] [--only NETWORK] [--seeds N …] [--prepare | --cached] [--untimed]
 
 Fashion-MNIST, 20,000 training and 10,000 held-out images, and R8, news for a sentence encoder with a trained last layer. For each
 network and seed: the original is trained, each recipe is applied and packed for ONNX Runtime and OpenVINO, and all are timed in
@@ -10,6 +10,7 @@ network of the same kind trained from scratch (at least as many epochs as the or
 
 What was trained is kept in the cache of the reference networks and found again by what made it; `--only NETWORK --save` adds to the
 saved result, `--seeds 1 2` measures these two. `--prepare` stops when all is trained, which needs no quiet machine; the timing does.
+`--untimed` scores and times nothing: another seed is another network of the same layers, whose time is known.
 `--quick` takes the MLP, 2,000 images of either part and two recipes.
 """
 
@@ -55,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = machine.earlier("compression", "rows") if options.only and options.save else []
     for seed in [0] if options.quick else options.seeds:
         for name in wanted:
-            bench = _Bench(name, seed, quick=options.quick, cached=options.cached)
+            bench = _Bench(name, seed, quick=options.quick, cached=options.cached, timed=not options.untimed)
             if options.prepare:
                 bench.candidates()
                 continue
@@ -69,8 +70,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 class _Bench:
     """One network and seed: its candidates, made once and kept, and their figures."""
 
-    def __init__(self, name: str, seed: int, *, quick: bool, cached: bool = False) -> None:
-        self.name, self.seed, self.quick, self.cached, self.case = name, seed, quick, cached, CASES[name]
+    def __init__(self, name: str, seed: int, *, quick: bool, cached: bool = False, timed: bool = True) -> None:
+        self.name, self.seed, self.quick, self.cached, self.timed, self.case = name, seed, quick, cached, timed, CASES[name]
         if quick:
             self.case = replace(self.case, recipes=dict(list(self.case.recipes.items())[:3:2]))
         original = self.case.original
@@ -130,7 +131,7 @@ class _Bench:
                     rows.append({"recipe": words, "engine": type(engine).__name__, "reason": network})
                 else:
                     pack(words, network, engine)
-            rows += self._timed(folders)
+            rows += self._figures(folders)
         return [common | row for row in rows]
 
     def _applied(self, words: str, steps: Steps, engine: Engine) -> Network:
@@ -212,8 +213,28 @@ class _Bench:
                 (fresh / "seconds.json").write_text(json.dumps(seconds))
         return saved.load(place / "network"), float(json.loads((place / "seconds.json").read_text()))
 
-    def _timed(self, folders: dict[tuple[str, str], Path]) -> list[dict[str, Any]]:
+    def _figures(self, folders: dict[tuple[str, str], Path]) -> list[dict[str, Any]]:
         held_out = self.data.held_out.take(slice(0, 2_000 if self.quick else None))
+        times = self._times(folders, held_out) if self.timed else [{} for _ in folders]
+        right = {name: _right(into, held_out) for name, into in folders.items()}
+        before, rows = right["as given", "Eager"], []
+        for more, ((words, engine), into) in zip(times, folders.items(), strict=True):
+            after = right[words, engine]
+            lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+            rows.append(
+                {
+                    "recipe": words,
+                    "engine": engine,
+                    "accuracy": float(after.mean()),
+                    "drop_upper": statistics.tango_upper(lost, won, len(held_out), confidence=0.95),
+                    **more,
+                    "size_bytes": folder.size_bytes(into),
+                    "training_seconds_of_recipe": self.seconds.get(words),
+                }
+            )
+        return rows
+
+    def _times(self, folders: dict[tuple[str, str], Path], held_out: View) -> list[dict[str, Any]]:
         quick, full = timing.Protocol(fewest=2, most=2, block_ms=10, blocks=2), timing.Protocol(fewest=5, most=5, longest_s=300)
         contestants = [timing.Contestant(folder=f) for f in folders.values()]
         timed = timing.race(contestants, held_out.inputs, (1,), protocol=quick if self.quick else full)
@@ -223,24 +244,13 @@ class _Bench:
         best = min(int8, key=lambda i: float(np.log(medians[:, i]).mean()))
         against = {"eager": 0, "ort": names.index(("as given", "OnnxRuntime")), "best_int8": best}
         against["openvino_int8"] = next(i for i in int8 if names[i][1] == "OpenVINO")
-        right = {name: _right(into, held_out) for name, into in folders.items()}
-        rows = []
-        for at, ((words, engine), into) in enumerate(folders.items()):
-            before, after = right["as given", "Eager"], right[words, engine]
-            lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-            rows.append(
-                {
-                    "recipe": words,
-                    "engine": engine,
-                    "accuracy": float(after.mean()),
-                    "drop_upper": statistics.tango_upper(lost, won, len(held_out), confidence=0.95),
-                    "ms": float(np.exp(np.log(medians[:, at]).mean())),
-                    "over": {who: tuple(statistics.ratio_interval(np.log(medians[:, i] / medians[:, at]))) for who, i in against.items()},
-                    "size_bytes": folder.size_bytes(into),
-                    "training_seconds_of_recipe": self.seconds.get(words),
-                }
-            )
-        return rows
+        return [
+            {
+                "ms": float(np.exp(np.log(medians[:, at]).mean())),
+                "over": {who: tuple(statistics.ratio_interval(np.log(medians[:, i] / medians[:, at]))) for who, i in against.items()},
+            }
+            for at in range(len(names))
+        ]
 
 
 def _right(package: Path, held_out: View) -> np.ndarray:
@@ -249,15 +259,19 @@ def _right(package: Path, held_out: View) -> np.ndarray:
 
 
 def _summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each network and recipe, in its faster engine: mean and standard deviation over seeds."""
+    """For each network and recipe, in its faster engine: mean and standard deviation over seeds; times over those that were timed."""
     table = []
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        if "ms" in row and row["engine"] != "Eager":
+        if "accuracy" in row and row["engine"] != "Eager":
             groups.setdefault((row["network"], row["recipe"]), {}).setdefault(row["engine"], []).append(row)
     given = {r["network"]: [x for x in rows if x.get("engine") == "Eager" and x["network"] == r["network"]] for r in rows}
     for (network, recipe), engines in groups.items():
-        engine, found = min(engines.items(), key=lambda item: np.mean([r["ms"] for r in item[1]]))
+        times = {engine: [r for r in found if "ms" in r] for engine, found in engines.items()}
+        if not any(times.values()):
+            continue
+        engine = min((e for e in times if times[e]), key=lambda e: np.mean([r["ms"] for r in times[e]]))
+        found, timed = engines[engine], times[engine]
         accuracy = [r["accuracy"] for r in found]
         table.append(
             {
@@ -268,8 +282,9 @@ def _summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "accuracy": float(np.mean(accuracy)),
                 "accuracy_std": float(np.std(accuracy, ddof=1)) if len(found) > 1 else None,
                 "kept": sum(r["drop_upper"] <= LIMIT for r in found),
-                "ms": float(np.mean([r["ms"] for r in found])),
-                "over": {who: float(np.exp(np.mean([np.log(r["over"][who][0]) for r in found]))) for who in found[0]["over"]},
+                "timed": len(timed),
+                "ms": float(np.mean([r["ms"] for r in timed])),
+                "over": {who: float(np.exp(np.mean([np.log(r["over"][who][0]) for r in timed]))) for who in timed[0]["over"]},
                 "smaller": float(np.mean([r["size_bytes"] for r in given[network]]) / np.mean([r["size_bytes"] for r in found])),
             }
         )
@@ -292,6 +307,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", choices=list(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--prepare", action="store_true", help="train what is missing, time nothing")
+    parser.add_argument("--untimed", action="store_true", help="score, and time nothing; needs no quiet machine")
     parser.add_argument("--cached", action="store_true", help="leave out what is not trained yet, and say so")
 
 

@@ -23,6 +23,19 @@ def test_every_engine_and_extra_is_told() -> None:
     assert all(f"engine {name}" in shown for name in engines.__all__)
 
 
+def test_providers_and_devices_are_told_with_the_reason_why_they_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.engines import onnxruntime, openvino
+
+    monkeypatch.setattr(onnxruntime, "_here", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(openvino, "_here", lambda: ("CPU", "NPU"))
+    rows = {row["engine"]: row["missing"] for row in doctor.doctor()["engines"]}
+    assert rows["OnnxRuntime(provider='cuda')"] is None
+    assert "has no TensorrtExecutionProvider" in rows["OnnxRuntime(provider='tensorrt')"]
+    assert {"OnnxRuntime(provider='coreml')", "OnnxRuntime(provider='qnn')"} <= rows.keys()
+    assert "finds no GPU on this machine, only CPU, NPU" in rows["OpenVINO(device='GPU')"]
+    assert rows["OpenVINO(shapes='static', device='NPU')"] is None
+
+
 def test_what_is_missing_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"numpy": "2.4.6", "scipy": "1.9.3", "pandas": "2.2"}
 

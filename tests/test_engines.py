@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 from hasten.core.errors import ChildFailed
 from hasten.core.folder import size_bytes
 from hasten.core.network import Network
+from hasten.core.recipe import Engine
 from hasten.core.runner import Runner
 from hasten.engines import AotInductor, Eager, ExecuTorch, LiteRT, OnnxRuntime, OpenVINO, Program, TorchCompile
+from hasten.load.files import from_module
+from hasten.load.lower import forward, lower
 from hasten.measure import machine
 from networks import lowered, network
 
@@ -186,6 +192,21 @@ def test_devices_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> N
     assert not OnnxRuntime(provider="qnn").lossless
 
 
+def test_the_machine_is_asked_for_its_devices_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    from hasten.engines import openvino as engine
+
+    asked: list[int] = []
+    monkeypatch.setattr(openvino, "Core", lambda: asked.append(1) or SimpleNamespace(available_devices=["CPU", "GPU.0", "GPU.1"]))
+    engine._here.cache_clear()
+    try:
+        assert [engine._here() for _ in range(3)] == [("CPU", "GPU")] * 3
+        assert len(asked) == 1
+    finally:
+        engine._here.cache_clear()
+
+
 def test_devices_are_checked() -> None:
     with pytest.raises(ValueError, match=r"provider must be one of cpu, cuda.*, got 'tpu'"):
         OnnxRuntime(provider="tpu")  # type: ignore[arg-type]
@@ -219,3 +240,68 @@ def test_each_device_is_told_what_it_knows(engine: OpenVINO, settings: str) -> N
     assert f"settings = {settings}" in engine._loader()
     assert f'"{engine.device}", settings' in engine._loader()
     compile(engine._loader(), "load.py", "exec")
+
+
+def contestants(of: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, every: bool) -> dict[str, str | None]:
+    """Each engine of the race with its reason, nothing being packed."""
+    from hasten import racing
+    from hasten.load import files
+
+    monkeypatch.setattr(files, "open_in_room", lambda *_: of)
+    monkeypatch.setattr(files, "check_forward", lambda network: network)
+    for kind in EVERY:
+        monkeypatch.setattr(kind, "pack", lambda self, network, folder: None)
+        if kind not in (OnnxRuntime, OpenVINO):
+            monkeypatch.setattr(kind, "available", lambda self: None)
+    reply = racing._pack_all(into=str(tmp_path / "new"), model={"path": "m.onnx"}, data=None, rows=2, every=every)
+    return {row["engine"]: row["reason"] for row in reply.value["rows"]}
+
+
+def test_the_race_takes_what_is_quick_and_here_or_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hasten.engines import onnxruntime, openvino
+
+    monkeypatch.setattr(onnxruntime, "_here", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(openvino, "_here", lambda: ("CPU",))
+    quick = contestants(network("mlp"), monkeypatch, tmp_path, every=False)
+    assert set(quick) == {"Eager", "OnnxRuntime", "OnnxRuntime(provider='cuda')", "OpenVINO", "TorchCompile"}
+    found = contestants(network("mlp"), monkeypatch, tmp_path, every=True)
+    assert set(quick) | {"AotInductor", "ExecuTorch", "LiteRT", "Program", "OnnxRuntime(provider='qnn')"} <= set(found)
+    assert "finds no GPU" in (found["OpenVINO(device='GPU')"] or "")
+    assert found["AotInductor"] is None
+
+
+def test_the_race_says_which_engines_need_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = contestants(replace(lowered("mlp"), notes=("it stays a graph",)), monkeypatch, tmp_path, every=True)
+    assert found["LiteRT"] == "LiteRT needs a torch module: it stays a graph"
+    assert found["OnnxRuntime"] is None
+
+
+class Bag(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(ids).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        OnnxRuntime(),
+        OpenVINO(),
+        OpenVINO(shapes="static"),
+        Program(),
+        pytest.param(TorchCompile(), marks=pytest.mark.long),
+        pytest.param(AotInductor(), marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_token_ids_of_a_user_may_have_any_length(engine: Engine, tmp_path: Path) -> None:
+    ids = np.arange(24).reshape(4, 6) % 20
+    given = from_module(Bag(), (ids,))
+    engine.pack(lower(given) if engine.takes == "graph" else given, tmp_path)
+    with Runner(tmp_path) as runner:
+        for x in (ids, ids[:, :3], ids[:1], np.tile(ids, 2)):
+            np.testing.assert_allclose(runner(x)[0], forward(given, (x,))[0], atol=1e-5)

@@ -28,9 +28,10 @@ from hasten.load import saved
 from hasten.load.program import export_program
 from hasten.search.workshop import Workshop
 from networks import lowered, network
+from test_importer import rounded_by_onnxruntime
 
 RECIPE = Recipe((FoldBatchNorm(), QuantizeStatic()), OnnxRuntime(threads=1))
-RECORD = {"hasten": "0.1.0", "verdict": "kept", "words": 'a "quoted" <é> name'}
+RECORD = {"hasten": "0.1.0", "verdict": "kept", "words": 'a "quoted" <é> name', "recipe": Recipe((), OnnxRuntime()).to_json()}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,15 @@ def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("to", "file"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("safetensors", "model.safetensors")])
+@pytest.mark.parametrize(
+    ("to", "file"),
+    [
+        ("onnx", "model.onnx"),
+        ("openvino", "model.xml"),
+        ("safetensors", "model.safetensors"),
+        pytest.param("aotinductor", "model.pt2", marks=pytest.mark.long(share=2)),
+    ],
+)
 def test_a_file_goes_out_checked_and_labelled(cnn: Path, tmp_path: Path, to: str, file: str) -> None:
     found = export(cnn, to, out=tmp_path / to)
     assert found.accepted
@@ -89,6 +98,114 @@ def test_what_differs_goes_to_rejected_with_exit_3(cnn: Path, tmp_path: Path, mo
     wider = exporting._checked(_packed(tmp_path / "again"), _reference(), "onnx", OnnxRuntime(), 0.02)
     assert wider.accepted
     assert wider.agreement == 1.0
+
+
+@pytest.fixture(scope="module")
+def far(cnn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, exporting.Exported]:
+    """An export that was accepted once, and one of the same that no runtime could pass."""
+    place = tmp_path_factory.mktemp("far")
+    assert export(cnn, "openvino", out=place / "net").accepted
+    return place, export(cnn, "openvino", out=place / "net", tolerance=1e-15)
+
+
+def test_what_is_rejected_lies_apart(far: tuple[Path, exporting.Exported]) -> None:
+    place, found = far
+    assert (found.accepted, found.exit_code, found.place) == (False, 3, str(place / "rejected" / "net"))
+    assert folder.intact(place / "rejected" / "net")
+    told = json.loads((place / "rejected" / "net" / "export.json").read_text())
+    assert (told["accepted"], told["place"]) == (False, found.place)
+    assert "rejected" in (place / "rejected" / "net" / "README.md").read_text()
+
+
+def test_a_rejection_says_that_the_earlier_export_is_the_old_one(far: tuple[Path, exporting.Exported]) -> None:
+    place, found = far
+    assert json.loads((place / "net" / "export.json").read_text())["accepted"]
+    assert any(re.search(rf"{place}/net is still the export of before", note) for note in found.notes)
+    assert "still the export of before" in str(found)
+
+
+def test_a_folder_of_someone_else_is_not_replaced_by_a_rejection(cnn: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "rejected" / "net" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(UsageError, match=r"new or empty folder, or one of an earlier export, got .*rejected/net"):
+        export(cnn, "onnx", out=tmp_path / "net", tolerance=1e-15)
+    assert mine.exists()
+
+
+CUSTOM = {"steps": [{"name": "mine.Step"}], "engine": {"name": "hasten.engines.OnnxRuntime", "colour": "red"}}
+LABELS = {
+    "no label": {"a": 1},
+    "a list": [1],
+    "words that are none": RECORD | {"words": ["x"]},
+    "a recipe that is none": RECORD | {"recipe": "x"},
+    "a sentence that is none": RECORD | {"sentence": {"a": 1}},
+    "200 deep": json.loads('{"a":' * 250 + "1" + "}" * 250),
+}
+
+
+def labelled(path: Path, label: object) -> Path:
+    graph = onnx.ModelProto()
+    graph.CopyFrom(lowered("mlp").graph)
+    graph.metadata_props.add(key="hasten", value=json.dumps(label))
+    onnx.save(graph, path)
+    return path
+
+
+@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
+def test_a_label_that_is_none_counts_as_none(tmp_path: Path, label: object) -> None:
+    assert labels.read(labelled(tmp_path / "m.onnx", label)) is None
+
+
+def test_a_label_that_is_none_hinders_no_export(tmp_path: Path) -> None:
+    found = export(labelled(tmp_path / "m.onnx", {"a": 1}), "onnx", out=tmp_path / "new")
+    assert found.accepted
+    assert "claimed" not in found.metadata
+    assert labels.read(tmp_path / "new" / "model.onnx") == found.metadata
+
+
+def test_what_a_file_claims_stays_a_claim(tmp_path: Path) -> None:
+    """Its steps may be of another version or of someone else's; its verdict was not proved here."""
+    claim = RECORD | {"recipe": CUSTOM, "score": 0.99, "sentence": "proved"}
+    found = export(labelled(tmp_path / "m.onnx", claim), "onnx", out=tmp_path / "new")
+    assert found.accepted
+    told = labels.read(tmp_path / "new" / "model.onnx")
+    assert told == found.metadata
+    assert told["claimed"] == claim
+    assert told["verdict"] is None
+    assert not {"score", "sentence"} & told.keys()
+    assert told["recipe"] == Recipe((), OnnxRuntime()).to_json()
+    onnx.checker.check_model(onnx.load(tmp_path / "new" / "model.onnx"))
+
+
+class Rows(torch.nn.Module):
+    """A network for one batch size: its rows see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x - x.mean(0)) + x.reshape(len(x), 3).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 20), (4, 3), (4, 20)])
+def test_a_fixed_batch_is_checked_on_all_rows(tmp_path: Path, batch: int, rows: int) -> None:
+    torch.export.save(torch.export.export(Rows(), (torch.randn(batch, 3),)), tmp_path / "m.pt2")
+    x = np.random.default_rng(0).standard_normal((rows, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    found = export(tmp_path / "m.pt2", "onnx", out=tmp_path / "new", data=tmp_path / "d.npz")
+    assert (found.accepted, found.examples, found.inputs) == (True, rows, "given")
+    if rows > batch == 4:
+        assert export(tmp_path / "m.pt2", "onnx", out=tmp_path / "new").examples == 16
+
+
+def test_a_file_in_integers_is_held_against_what_onnxruntime_makes_of_it(tmp_path: Path) -> None:
+    """On processors without 8-bit dot products its integer kernels saturate, and the roundings of the module do not."""
+    onnx.save(rounded_by_onnxruntime(tmp_path), tmp_path / "m.onnx")
+    found = export(tmp_path / "m.onnx", "onnx", out=tmp_path / "new")
+    assert (found.accepted, found.difference, found.tolerance) == (True, 0.0, exporting.ROUNDED)
 
 
 def _packed(place: Path) -> Path:
@@ -243,8 +360,8 @@ def test_the_result_of_a_run_keeps_its_verdict_on_the_way(
     assert (tmp_path / to / "report.json").exists()
     assert any(re.search("left for later.*QuantizeStatic", n) for n in found.notes) == (to == "safetensors")
     if to == "onnx":
-        again = export(file, "onnx", out=tmp_path / "again")
-        assert (again.metadata["verdict"], again.metadata["recipe"]) == (told.verdict, RECIPE.to_json())
+        claimed = export(file, "onnx", out=tmp_path / "again").metadata["claimed"]
+        assert (claimed["verdict"], claimed["recipe"]) == (told.verdict, RECIPE.to_json())
 
 
 def test_an_unfinished_run_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,61 @@ def test_a_module_is_copied_to_eval_mode() -> None:
     assert equal(from_module(module, [np.ones((4, 3), np.float32)]).example, (np.ones((4, 3)),))
 
 
+# --- token ids ---
+
+
+class Tokens(nn.Module):
+    """Token ids (batch, length) → three numbers, in ways that take other lengths or do not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.words = nn.Embedding(20, 8)
+        self.places = nn.Parameter(torch.randn(7, 8))
+        self.head = nn.Linear(6 * 8 if how == "flat" else 8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.words(ids)
+        if self.how == "flat":
+            x = x.flatten(1)
+        elif self.how == "places":
+            x = (x + self.places[: ids.shape[1]]).mean(1)
+        elif self.how == "mask":
+            x = (x * mask[:, :, None]).sum(1)  # type: ignore[index]
+        elif self.how == "branch":
+            x = x.mean(1) if ids.shape[1] > 4 else x.sum(1)
+        elif self.how == "loop":
+            x = torch.stack([x[:, at] * at for at in range(ids.shape[1])]).sum(0)
+        else:
+            x = x.mean(1)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+IDS = np.arange(24).reshape(4, 6) % 20
+
+
+@pytest.mark.parametrize(("how", "mask"), [("mean", None), ("places", None), ("mask", np.float32), ("mask", np.int64), ("mask", np.bool_)])
+def test_the_length_of_token_ids_stays_open(how: str, mask: type | None) -> None:
+    example = (IDS,) if mask is None else (IDS, (IDS > 3).astype(mask))
+    opened = from_module(Tokens(how), example)
+    assert opened.open_axes == ((1,),) * len(example)
+    assert not opened.notes
+
+
+@pytest.mark.parametrize("how", ["branch", "loop"])
+def test_a_length_that_the_export_fixes_is_told(how: str) -> None:
+    """A branch on the length would go the data's way on every other one."""
+    opened = from_module(Tokens(how), (IDS,))
+    assert opened.open_axes == ()
+    assert any("it is prepared for 6 tokens, as in the data, and runs on others in Python alone" in note for note in opened.notes)
+
+
+def test_whole_numbers_of_one_width_are_no_sequence() -> None:
+    opened = from_module(Tokens("flat"), (IDS,))
+    assert (opened.open_axes, opened.notes) == ((), ())
+    assert from_module(nn.Linear(6, 2), torch.randn(4, 6)).open_axes == ()
+
+
 # --- what does not fit ---
 
 REFUSED = [

@@ -61,6 +61,13 @@ def test_hostile_files_are_refused_by_reading(case: Case, tmp_path: Path, trap: 
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("case", [c for c in READ if c.door == "keras"], ids=lambda c: c.name)
+def test_networks_of_keras_pass_the_same_guard_on_their_way(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_TENSORFLOW", "/no/python")
+    with pytest.raises(ModelRefused, match=case.words):
+        open_network(case.write(tmp_path / "given"))
+
+
 HARMFUL = ("a pickled weight", "a pickled constant", "pickled samples", "old weights", "code as a size")
 
 

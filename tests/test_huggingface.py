@@ -17,10 +17,12 @@ from hasten.load import saved
 from hasten.load.files import open_network
 from hasten.load.lower import forward, lower
 from hasten.load.program import export_program
+from hostile import folders
 from networks import equal
 
 transformers = pytest.importorskip("transformers")
 
+INDEX = "model.safetensors.index.json"
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 IDS = np.array([[2, 3, 4, 5, 1], [6, 7, 1, 0, 0], [3, 3, 9, 1, 0]])
 MASK = (IDS > 0).astype(np.int64)
@@ -148,3 +150,69 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelRefused, match=r"must hold its weights as .safetensors; write them with model.save_pretrained"):
         open_network(tmp_path)
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """A network whose weights lie in several files; the files by the names of the weights."""
+    name, config, settings = KINDS["text"]
+    module = getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+    module.save_pretrained(folder, max_shard_size="4KB")
+    homes: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+    assert len(set(homes.values())) > 1
+    return homes
+
+
+def test_weights_in_several_files_are_opened(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / "adapter.safetensors").write_bytes(b"none of the network's")
+    told = json.loads((tmp_path / INDEX).read_text())
+    first = next(iter(told["weight_map"].values()))
+    (tmp_path / "part").mkdir()
+    (tmp_path / first).rename(tmp_path / "part" / first)
+    told["weight_map"] = {n: f"part/{f}" if f == first else f for n, f in told["weight_map"].items()}
+    (tmp_path / INDEX).write_text(json.dumps(told))
+    assert open_network(tmp_path, (IDS, MASK)).open_axes == ((1,), (1,))
+
+
+def test_an_index_leads_to_no_file_outside(tmp_path: Path) -> None:
+    homes = sharded(tmp_path / "given")
+    (tmp_path / "private").mkdir()
+    moved = next(iter(homes.values()))
+    (tmp_path / "given" / moved).rename(tmp_path / "private" / moved)
+    told = {"metadata": {}, "weight_map": {n: f"../private/{f}" if f == moved else f for n, f in homes.items()}}
+    (tmp_path / "given" / INDEX).write_text(json.dumps(told))
+    with pytest.raises(ModelRefused, match="named by a plain relative path"):
+        open_network(tmp_path / "given", (IDS, MASK))
+
+
+def test_transformers_sees_the_checked_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = write(tmp_path, "text")
+    for name in ("adapter_config.json", "generation_config.json", "pytorch_model.bin", "evil.py"):
+        (tmp_path / name).write_text("{}")
+    seen: list[set[str]] = []
+    opened = type(module).from_pretrained.__func__
+
+    def spy(kind: Any, place: str, **how: Any) -> Any:
+        seen.append({p.name for p in Path(place).iterdir()})
+        return opened(kind, place, **how)
+
+    monkeypatch.setattr(type(module), "from_pretrained", classmethod(spy))
+    network = open_network(tmp_path, (IDS, MASK))
+    assert seen == [{"config.json", "model.safetensors"}]
+    assert network.module
+
+
+def test_code_of_a_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "given", "text")
+    monkeypatch.setenv("HASTEN_TRAP", str(tmp_path / "trap"))
+    (tmp_path / "given" / "evil.py").write_bytes(folders.trapped(tmp_path))
+    edited(tmp_path / "given", auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"})
+    assert open_network(tmp_path / "given", (IDS, MASK)).module
+    assert not (tmp_path / "trap").exists()
+
+
+def test_weights_of_another_name_are_found(tmp_path: Path) -> None:
+    write(tmp_path, "text")
+    (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
+    edited(tmp_path, transformers_weights="mine.safetensors")
+    assert open_network(tmp_path, (IDS, MASK)).module

@@ -18,7 +18,8 @@ from hasten.core.data import View
 from hasten.core.errors import Unsupported
 from hasten.core.network import Network
 from hasten.core.recipe import Context
-from hasten.load import files, saved
+from hasten.load import files, importer, saved
+from hasten.load import lower as lowering
 from hasten.load.importer import import_graph, to_module
 from hasten.load.importer.interpret import MOST_NODES
 from hasten.load.importer.table import OPERATORS, Operator
@@ -307,6 +308,75 @@ def test_an_import_that_computes_something_else_stays_a_graph(tmp_path: Path, mo
     assert opened.kind == "graph"
     assert "must equal ONNX Runtime's" in opened.notes[0]
     assert any("must equal" in note for note in files.summarize(opened)["notes"])
+
+
+class Elsewhere(nn.Module):
+    """Gives what it is to give on the example's shape, and fails or errs on another one."""
+
+    def __init__(self, of: nn.Module, example: Any, how: str) -> None:
+        super().__init__()
+        self.of, self.shape, self.how = of, example[0].shape, how
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        if inputs[0].shape == self.shape:
+            return self.of(*inputs)
+        if self.how == "raise":
+            raise RuntimeError("only one size")
+        return tuple(2 * y for y in self.of(*inputs))
+
+
+@pytest.mark.parametrize(("how", "match"), [("raise", "RuntimeError: only one size"), ("err", "must equal ONNX Runtime's")])
+@pytest.mark.parametrize("other", ["batch", "length"])
+def test_an_import_that_fails_on_another_size_stays_a_graph(monkeypatch: pytest.MonkeyPatch, how: str, match: str, other: str) -> None:
+    graph = model([helper.make_node("Softplus", ["x"], ["y"])], {"x": [2, "length"] if other == "length" else ["n", 3]})
+    x = (noise(2, 3),)
+    given = Network(
+        kind="graph", body=graph, example=x, fixed_batch=2 if other == "length" else None, open_axes=((1,),) * (other == "length")
+    )
+
+    def made(network: Network) -> Network:
+        right = to_module(network)
+        return right.with_body(Elsewhere(right.module, x, how))
+
+    assert files.imported(given).kind == "module"
+    monkeypatch.setattr(importer, "to_module", made)
+    found = files.imported(given)
+    assert found.kind == "graph"
+    assert match in found.notes[0]
+
+
+def rounded_by_onnxruntime(tmp_path: Path) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows = iter([{"x": network("cnn").example[0]}])
+
+        def get_next(self) -> Any:
+            return next(self.rows, None)
+
+    onnx.save(lowered("cnn").graph, tmp_path / "floats.onnx")
+    with quiet():
+        quantize_static(tmp_path / "floats.onnx", tmp_path / "integers.onnx", Reader(), quant_format=QuantFormat.QDQ)
+    return onnx.load(tmp_path / "integers.onnx")
+
+
+def test_integers_are_held_against_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's integer kernels round now and then the other way, and saturate on older processors."""
+    graph = rounded_by_onnxruntime(tmp_path)
+    plain, asked = lowering.run_graph, []
+
+    def optimized(graph: onnx.ModelProto, inputs: Any, *, as_written: bool = False) -> Any:
+        asked.append(as_written)
+        return tuple(a if as_written else a + 0.01 * np.abs(a).max() for a in plain(graph, inputs, as_written=True))
+
+    for module in (lowering, files):
+        monkeypatch.setattr(module, "run_graph", optimized)
+    opened = files.imported(Network(kind="graph", body=graph, example=network("cnn").example))
+    assert opened.kind == "module"
+    assert any("ONNX Runtime's own kernels differ by 0.0" in note for note in opened.notes)
+    assert asked.count(True) == 2
+    assert equal(forward(opened, opened.example), plain(graph, opened.example, as_written=True))
 
 
 def test_networks_of_the_law_table_are_all_expected() -> None:

@@ -12,6 +12,7 @@ from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.load import lower as lowering
 from hasten.load.lower import OPSET, forward, lower, other_batch, quiet, relative_difference
+from hasten.load.program import export_program
 from networks import NETWORKS, QUICK, lowered, network
 
 CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in NETWORKS]
@@ -146,3 +147,26 @@ def test_what_depends_on_weights_alone_is_computed() -> None:
     (layer,) = (node for node in graph.node if node.op_type == "LSTM")
     assert [held[name] for name in layer.input[1:3]] == [[1, 4 * 72, 40], [1, 4 * 72, 72]]
     assert sum(int(np.prod(shape)) for shape in held.values()) < 1.1 * 4 * 72 * (40 + 72 + 2)
+
+
+class Bounded(nn.Module):
+    """As importers write "all rows": up to a large number, which bounds the batch from above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0:999_999_999] * 2
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] == 2 else x * 3
+
+
+def test_a_program_whose_batch_has_bounds_takes_any_within() -> None:
+    program = export_program(Network(kind="module", body=Bounded(), example=(np.ones((2, 3), np.float32),)))
+    for rows in (1, 2, 5):
+        assert torch.equal(program.module()(torch.ones(rows, 3)), torch.full((rows, 3), 2.0))
+
+
+def test_a_program_that_takes_one_batch_alone_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"torch.export cannot follow this network: .*Constraints violated \(batch\)"):
+        export_program(Network(kind="module", body=Halves(), example=(np.ones((2, 3), np.float32),)))

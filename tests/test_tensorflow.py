@@ -21,6 +21,7 @@ from torch import nn
 from hasten.core.errors import BackendMissing, ModelRefused
 from hasten.load.files import open_network
 from hasten.load.lower import forward
+from hostile import keras_files
 from networks import equal
 from test_examples import example as example_file
 
@@ -96,7 +97,8 @@ def test_one_network_from_three_frameworks(name: str, tmp_path: Path) -> None:
 
 
 def keras_file(path: Path, layer: dict[str, Any]) -> Path:
-    """A `.keras` file of one layer, without weights."""
+    """A `.keras` file of one layer, with some weights."""
+    pytest.importorskip("h5py")
     layers = [{"module": "keras.layers", "class_name": "InputLayer", "config": {"name": "x"}}, layer]
     config = {
         "module": "keras",
@@ -106,6 +108,7 @@ def keras_file(path: Path, layer: dict[str, Any]) -> Path:
     }
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", json.dumps(config))
+        archive.writestr("model.weights.h5", keras_files.hdf5(keras_files.honest))
     return path
 
 

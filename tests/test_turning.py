@@ -97,3 +97,23 @@ def test_inputs_of_types_that_data_is_not_kept_in_take_ours(tmp_path: Path, kind
     assert network.example[0].dtype == given
     np.testing.assert_allclose(forward(network, (x,))[0], x.astype(np.float32) @ W, rtol=1e-5)
     assert any(f"takes {np.dtype(given)} here" in note for note in network.notes)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("batch", [1, "batch"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_network_for_one_example_may_leave_the_batch_out_of_what_it_gives(tmp_path: Path, opset: int, batch: object, rows: int) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Reshape", ["y", "flat"], ["scores"]),
+        helper.make_node("ReduceSum" if opset > 12 else "ReduceMax", ["y"], ["most"], keepdims=0),
+    ]
+    weights = [onnx.numpy_helper.from_array(W, "w"), onnx.numpy_helper.from_array(np.array([3]), "flat")]
+    outputs = [helper.make_tensor_value_info("scores", FLOAT, [batch]), helper.make_tensor_value_info("most", FLOAT, [])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", FLOAT, [batch, 5])], outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7), tmp_path / "m.onnx")
+    network = open_network(Source.of(tmp_path / "m.onnx"), (X[:rows],))
+    y = X[:1] @ W
+    assert (network.kind, network.fixed_batch) == ("module", 1)
+    assert equal(forward(network, (X[:1],)), (y, np.array([y.sum() if opset > 12 else y.max()])))
+    assert "output scores has no axis for the batch in the file and one here" in network.notes

@@ -221,13 +221,14 @@ def benchmark(
     weights: Weights = None,
     pin: Pins = [],  # noqa: B006
     batch: Annotated[list[int], typer.Option("--batch", help="Batch size; may be given more than once.")] = [1, 32],  # noqa: B006
+    every: Annotated[bool, typer.Option("--every", help="Also engines that take minutes to compile, and why others are absent.")] = False,
     json_: Json = False,
 ) -> None:
     """Race the engines on the unchanged network."""
     from hasten import racing
 
     with _progress(json_) as watcher:
-        found = racing.benchmark(source_of(model, weights, pin), data, batches=tuple(batch), watcher=watcher)
+        found = racing.benchmark(source_of(model, weights, pin), data, batches=tuple(batch), every=every, watcher=watcher)
     if json_:
         print(json.dumps(found, indent=1))
     else:

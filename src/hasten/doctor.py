@@ -17,13 +17,13 @@ def doctor() -> dict[str, Any]:
 
     Returns:
         {"environment" (CPU, cores, flags, memory, versions), "free_memory_bytes", "int8_dot_product", "bfloat16", "energy_counter"
-        (null if it can be read, else why not), "compiler", "engines" (each with `engine` and `missing`: null, or why not), "extras" (by
-        name: `missing` packages and the `command` that installs them), "outdated" (required packages that are not here or too old)}.
+        (null if it can be read, else why not), "compiler", "engines" (each, on each provider and device that it knows, with `engine` and
+        `missing`: null, or why not), "extras" (by name: `missing` packages and the `command` that installs them), "outdated" (required
+        packages that are not here or too old)}.
     """
     from hasten import engines
     from hasten.core.recipe import describe
 
-    every = [getattr(engines, name)() for name in engines.__all__]
     return {
         "environment": machine.environment(),
         "free_memory_bytes": machine.free_memory_bytes(),
@@ -31,7 +31,7 @@ def doctor() -> dict[str, Any]:
         "bfloat16": machine.has_bf16(),
         "energy_counter": machine.energy_counter(),
         "compiler": next(filter(None, map(shutil.which, _COMPILERS)), None),
-        "engines": [{"engine": describe(e), "missing": e.available()} for e in every],
+        "engines": [{"engine": describe(e), "missing": e.available()} for e in engines.variants()],
         "extras": _extras(_requirements()),
         "outdated": _outdated(_requirements()),
     }

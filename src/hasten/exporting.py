@@ -21,7 +21,7 @@ from hasten.core.data import View
 from hasten.core.errors import BackendMissing, ChildFailed, Unsupported, UsageError
 from hasten.core.network import Arrays, Kind, Network
 from hasten.core.recipe import Aim, Engine, Profile, Recipe, Space, Stage, describe
-from hasten.core.runner import Runner, batch_of
+from hasten.core.runner import Runner, batch_of, piecewise
 from hasten.load.guards.places import room_for
 from hasten.load.source import Source
 from hasten.search.bench import check_alike, difference
@@ -148,6 +148,7 @@ class _Packed:
     reference: str
     recipe: Recipe
     metadata: dict[str, Any]
+    rounds: bool = False
     notes: tuple[str, ...] = ()
     report: str | None = None
 
@@ -188,7 +189,7 @@ def export(
         out: a new or empty folder, or one of an earlier export; by default `export/FORMAT` in the run, or `MODEL-FORMAT` beside the file.
         data: inputs to check a model file on.
         tolerance: of |output − reference|, as a share of the largest |reference|; outside, the folder lies in `rejected/` beside `out`.
-            By default 0.001, or 0.01 where the recipe rounds to integers, for two runtimes may round a half either way.
+            By default 0.001, or 0.01 where the network rounds to integers, for two runtimes may round a half either way.
         watcher: is told the progress.
 
     Raises:
@@ -210,15 +211,18 @@ def export(
         raise BackendMissing(f"{to}: {why}")
     beside = place / "export" / to if run else place.with_name(f"{given.stem}-{to}")
     out = _usable(beside if out is None else Path(out))
+    rejected = _usable(out.parent / "rejected" / out.name)
     watch = Watch(watcher=watcher)
     watch.stage("export", f"making {to} of {given}")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name:
         work = Path(name)
         packed = _of_run(place, to, engine, work) if run else _of_model(given, to, data, work)
         watch.stage("check", f"running it in {describe(engine)}")
-        usual = ROUNDED if any(step.stage == Stage.NUMBERS for step in packed.recipe.steps) else TOLERANCE
+        usual = ROUNDED if packed.rounds else TOLERANCE
         found = _checked(work / "new", packed, to, engine, usual if tolerance is None else tolerance)
-        found = dataclasses.replace(found, place=str(out if found.accepted else out.parent / "rejected" / out.name))
+        found = dataclasses.replace(found, place=str(out if found.accepted else rejected))
+        if not found.accepted and (out / _EXPORT).exists():
+            found = dataclasses.replace(found, notes=(*found.notes, f"{out} is still the export of before, not this one"))
         _write(work / "new", found, packed)
     return found
 
@@ -233,7 +237,7 @@ def _of_run(run: Path, to: str, engine: Engine, work: Path) -> _Packed:
     """The network of a run's result in the workshop of that run, where its beginnings still lie."""
     from hasten import verbs
     from hasten.core.store import Store
-    from hasten.engines import Eager
+    from hasten.engines import Eager, labels
     from hasten.search.workshop import Workshop
 
     told = verbs.load_report(run)
@@ -257,7 +261,7 @@ def _of_run(run: Path, to: str, engine: Engine, work: Path) -> _Packed:
         if len(steps) < len(recipe.steps):
             reference = work / "reference"
             shop.make(Recipe(steps, Eager()), reference)
-        metadata = _metadata(recipe, store.fact("config")["model"]) | _proved(told, recipe)
+        metadata = labels.label(recipe, store.fact("config")["model"]) | labels.proved(told, recipe)
     view = View.load(run / "views" / "select").take(slice(0, _MOST))
     with Runner(reference, fixed_batch=facts["fixed_batch"]) as runner:
         expected = runner.outputs(view.inputs)
@@ -268,48 +272,31 @@ def _of_run(run: Path, to: str, engine: Engine, work: Path) -> _Packed:
         expected=expected,
         reference="the result of the run" if reference == artifact else "the network before these steps in PyTorch",
         recipe=recipe,
+        rounds=any(step.stage == Stage.NUMBERS for step in recipe.steps),
         metadata=metadata,
         notes=tuple(notes),
         report=(artifact / "report.json").read_text() if (artifact / "report.json").exists() else None,
     )
 
 
-def _metadata(recipe: Recipe, digest: str) -> dict[str, Any]:
-    from hasten import __version__
-
-    return {"hasten": __version__, "recipe": recipe.to_json(), "words": str(recipe), "original_sha256": digest, "verdict": None}
-
-
-def _proved(told: Any, recipe: Recipe) -> dict[str, Any]:
-    """What a run has found out, in the words of its report; it holds for the engine that is named with it."""
-    chosen = told.chosen.to_json() if told.chosen else {}
-    return {
-        "verdict": told.verdict,
-        "verdict_holds_in": describe(recipe.engine),
-        "sentence": told.sentence,
-        "limit": told.limit.to_json(),
-        "score_name": told.score_name,
-        **{name: chosen.get(name) for name in ("score", "score_drop")},
-        "provenance": told.provenance,
-    }
-
-
 def _of_model(model: Source, to: str, data: str | Path | None, work: Path) -> _Packed:
+    from hasten.engines import labels
+
     asked: dict[str, Any] = {"model": model.to_json(), "data": None if data is None else str(data), "to": to, "into": str(work / "new")}
     with Child(memory_bytes=_ROOM_BYTES) as child:
         reply = prepare.call(child, "hasten.exporting:_pack_model", model.path, **asked, deadline_s=_OPENING_S)
     value, count = reply.value, reply.value["inputs"]
     recipe = Recipe((), formats()[to])
-    fresh = _metadata(recipe, model.digest())
-    known = value["metadata"]
+    claimed = {} if value["claimed"] is None else {"claimed": value["claimed"]}
     return _Packed(
         fixed_batch=value["fixed_batch"],
         inputs=reply.arrays[:count],
         kind="given" if data is not None else "random",
         expected=reply.arrays[count:],
         reference="the file as it is",
-        recipe=read_recipe(known["recipe"]) if known else recipe,
-        metadata=known | {"exported_from_sha256": fresh["original_sha256"]} if known else fresh,
+        recipe=recipe,
+        rounds=value["rounds"],
+        metadata=labels.label(recipe, model.digest()) | claimed,
         notes=tuple(value["notes"]),
     )
 
@@ -319,6 +306,7 @@ def _pack_model(*, model: dict[str, Any], data: str | None, to: str, into: str) 
     from hasten.engines import labels
     from hasten.load import files, lower
     from hasten.load.data import read
+    from hasten.load.importer.integers import has_integers
 
     source = Source(**model)
     with contextlib.nullcontext() if data is None else room_for(data):
@@ -330,13 +318,15 @@ def _pack_model(*, model: dict[str, Any], data: str | None, to: str, into: str) 
         raise Unsupported(f"{to} needs a torch module: {'; '.join(network.notes)}")
     with folder.new_folder(Path(into)) as fresh:
         engine.pack(lower.lower(network) if engine.takes == "graph" else network, fresh)
-    rows = network.fixed_batch or (_MOST if given else _RANDOM)
-    inputs = _random(network, rows) if given is None else given.take(slice(0, rows)).inputs
-    piece = network.fixed_batch or batch_of(inputs)
-    parts = [lower.forward(network, tuple(np.asarray(a[i : i + piece]) for a in inputs)) for i in range(0, len(inputs[0]), piece)]
-    expected = tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
-    known = labels.read(Path(source.path))
-    facts = {"fixed_batch": network.fixed_batch, "notes": list(network.notes), "inputs": len(inputs), "metadata": known}
+    inputs = _random(network, _RANDOM) if given is None else given.take(slice(0, _MOST)).inputs
+    as_it_is = network
+    if engine.takes == "graph" and network.source is not None:
+        as_it_is = network.with_body(network.source, kind="graph")  # it must give what ONNX Runtime makes of its integers
+    size = network.fixed_batch or min(batch_of(inputs), len(inputs[0]))
+    expected = piecewise(lambda *rows: lower.forward(as_it_is, rows), tuple(map(np.asarray, inputs)), size)
+    graph = as_it_is.body if as_it_is.kind == "graph" else network.source
+    facts: dict[str, Any] = {"fixed_batch": network.fixed_batch, "notes": list(network.notes), "inputs": len(inputs)}
+    facts |= {"rounds": graph is not None and has_integers(graph), "claimed": labels.read(Path(source.path))}
     return Reply(facts, (*(np.asarray(a) for a in inputs), *expected))
 
 

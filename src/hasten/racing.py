@@ -13,8 +13,8 @@ from hasten import prepare
 from hasten.core import folder
 from hasten.core.child import Child, Reply
 from hasten.core.data import View
-from hasten.core.errors import ChildFailed, HastenError, UsageError
-from hasten.core.network import Arrays
+from hasten.core.errors import ChildFailed, HastenError, Unsupported, UsageError
+from hasten.core.network import Arrays, Network
 from hasten.core.recipe import Engine, describe
 from hasten.core.runner import Runner
 from hasten.load.guards.places import room_for
@@ -23,18 +23,27 @@ from hasten.measure import machine, timing
 from hasten.search.bench import check_alike, difference
 from hasten.search.watch import Watch, Watcher, nobody
 
+_PACKING_S = 1800.0
 _SHORT = timing.Protocol(fewest=4, most=4)
 
 
 def benchmark(
-    model: str | Path | Source, data: str | Path | None = None, *, batches: Sequence[int] = (1, 32), watcher: Watcher = nobody
+    model: str | Path | Source,
+    data: str | Path | None = None,
+    *,
+    batches: Sequence[int] = (1, 32),
+    every: bool = False,
+    watcher: Watcher = nobody,
 ) -> dict[str, Any]:
-    """Times the unchanged network in every engine that is here, each in its own processes, all in the same rounds.
+    """Times the unchanged network in the engines that a search races and on the devices that are here, each in its own processes, all in
+    the same rounds.
 
     Args:
         model: where the network lies: a path, "net.py:Class", or a `Source`.
         data: real inputs; without it, random ones of the network's shapes.
         batches: batch sizes.
+        every: also the engines that take minutes to compile or convert (AOTInductor, ExecuTorch, LiteRT, a plain program), and a row
+            with the reason for each device that is not here.
         watcher: is told the progress.
 
     Returns:
@@ -51,8 +60,8 @@ def benchmark(
     watch.stage("load", "opening the network and packing it for each engine")
     with tempfile.TemporaryDirectory(prefix="hasten-") as name, Child() as child:
         source = None if data is None else str(data)
-        here: dict[str, Any] = {"into": name, "model": given.to_json(), "data": source, "rows": max(batches)}
-        opened = prepare.call(child, "hasten.racing:_pack_all", given.path, **here, deadline_s=600)
+        here: dict[str, Any] = {"into": name, "model": given.to_json(), "data": source, "rows": max(batches), "every": every}
+        opened = prepare.call(child, "hasten.racing:_pack_all", given.path, **here, deadline_s=_PACKING_S)
         rows, fixed = opened.value["rows"], opened.value["fixed_batch"]
         sizes = [fixed] if fixed else sorted(set(batches))
         running = _check(rows, Path(name), opened.arrays, fixed)
@@ -116,9 +125,8 @@ def _check(rows: list[dict[str, Any]], place: Path, inputs: Arrays, fixed: int |
     return running
 
 
-def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) -> Reply:
+def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int, every: bool = False) -> Reply:
     """In a child: opens the network and packs it for each engine; gives inputs, and the reason of each that cannot."""
-    from hasten import presets
     from hasten.load import files, lower
     from hasten.load.data import read
 
@@ -129,13 +137,14 @@ def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) 
     given = None if loaded is None else loaded.view
     example = None if given is None else given.take(slice(0, 4)).inputs
     network = files.check_forward(files.open_in_room(Source(**model), example, loaded.names if loaded else ()))
-    catalogue = presets.default(network.kind, imported=network.source is not None)
     source = given or View(inputs=network.example)
     inputs = source.take(np.arange(network.fixed_batch or rows) % len(source)).inputs
     found = []
     graph = None
-    for at, engine in enumerate([catalogue.as_given, *(e for e in catalogue.engines if e != catalogue.as_given)]):
+    for at, engine in enumerate(_contestants(network, every=every)):
         try:
+            if engine.takes == "module" and network.kind == "graph":
+                raise Unsupported(f"{describe(engine)} needs a torch module: {'; '.join(network.notes)}")
             if engine.takes == "graph":
                 graph = graph or lower.lower(network)
             _pack(engine, graph if engine.takes == "graph" and graph else network, Path(into) / str(at))
@@ -144,6 +153,17 @@ def _pack_all(*, into: str, model: dict[str, Any], data: str | None, rows: int) 
             reason = str(why)
         found.append({"engine": describe(engine), "reason": reason})
     return Reply({"rows": found, "fixed_batch": network.fixed_batch}, inputs)
+
+
+def _contestants(network: Network, *, every: bool) -> list[Engine]:
+    """The engine that runs the network as given first, then the search's own, then what else there is: devices that are here, or all."""
+    from hasten import engines, presets
+
+    catalogue = presets.default(network.kind, imported=network.source is not None)
+    usual = (catalogue.as_given, *catalogue.engines)
+    kinds = {type(e) for e in usual}
+    others = [e for e in engines.variants() if every or (type(e) in kinds and e.available() is None)]
+    return list(dict.fromkeys([*usual, *others]))
 
 
 def _pack(engine: Engine, network: Any, place: Path) -> None:

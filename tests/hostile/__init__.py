@@ -4,7 +4,7 @@ A case that `reading` refuses never reaches a library: the tests hold each of th
 child; `benchmarks/hostile.py` opens all of them in one.
 """
 
-from hostile import checkpoints, containers, data, graphs, keras_files, loops, paths, programs, tensors, words  # noqa: F401
+from hostile import checkpoints, containers, data, folders, graphs, keras_files, loops, paths, programs, tensors, words  # noqa: F401
 from hostile.cases import CASES, Case, Trap
 
 __all__ = ["CASES", "Case", "Trap"]

@@ -80,7 +80,9 @@ add_all("keras", "m.keras", {
     "a key twice": (keras(b'{"class_name": "Dense", "class_name": "Lambda"}'), "each key once"),
     "no JSON": (keras(b"\x80\x02}."), "text that is none"),
     "a bomb of JSON": (lambda _: inflating("config.json", 300 * MEGA), "must unpack to at most"),
-    "no weights": (lambda _: archive({"config.json": b"{}"}), "holds no model.weights.h5"),
+    "no weights": (lambda _: archive({"config.json": b"{}"}), "must hold a model.weights.h5"),
+    "other tensors that link away": (lambda _: archive({"config.json": json.dumps(described()).encode(), "model.weights.h5": hdf5(honest), "assets/more.h5": hdf5(lambda f: f.__setitem__("w", _away()))}), "a link to another place"),
+    "a list": (keras([described()]), "an object in config.json"),
     "weights that link away": (keras(described(), lambda f: f.__setitem__("w", _away())), "a link to another place"),
 }, door="keras")  # fmt: skip
 

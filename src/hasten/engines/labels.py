@@ -15,11 +15,41 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hasten.core.errors import ModelRefused
+from hasten.core.recipe import Recipe, describe
+from hasten.load import guards
+
+if TYPE_CHECKING:
+    from hasten.core.report import Report
 
 KEY = "hasten"
+_TEXTS = ("hasten", "words")
+_MAY_BE_TEXTS = ("verdict", "verdict_holds_in", "sentence", "original_sha256")
 _FILE = f"{KEY}.json"
 _LONGEST = 1 << 24
+
+
+def label(recipe: Recipe, original_sha256: str) -> dict[str, Any]:
+    """What is said of a network that a recipe made, before anything is proved of it."""
+    from hasten import __version__
+
+    return {"hasten": __version__, "recipe": recipe.to_json(), "words": str(recipe), "original_sha256": original_sha256, "verdict": None}
+
+
+def proved(report: Report, recipe: Recipe) -> dict[str, Any]:
+    """What a run has found out, in the words of its report; it holds for the engine that is named with it."""
+    chosen = report.chosen.to_json() if report.chosen else {}
+    return {
+        "verdict": report.verdict,
+        "verdict_holds_in": describe(recipe.engine),
+        "sentence": report.sentence,
+        "limit": report.limit.to_json(),
+        "score_name": report.score_name,
+        **{name: chosen.get(name) for name in ("score", "score_drop")},
+        "provenance": report.provenance,
+    }
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
@@ -33,21 +63,39 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """The JSON object that `write` put into a model file, None where there is none. Reads a stranger's file: call it in a child."""
+    """What a model file says of itself, None where it says nothing, or nothing of the kind. Reads a stranger's file: call it in a child.
+
+    Nothing of it has been checked but that it is a label: `hasten` and `words` are texts, `recipe` is an object.
+    """
     text = _READ[file.suffix](file) if file.suffix in _READ else None
-    if not text:
+    if not text or len(text) > _LONGEST:
         return None
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = guards.read_json(text.encode(errors="replace"), f"the label of {file.name}")
+    except ModelRefused:
         return None
-    return found if isinstance(found, dict) else None
+    return found if _is_label(found) else None
+
+
+def _is_label(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        return False
+    return all(isinstance(found.get(n), str) for n in _TEXTS) and all(isinstance(found.get(n), str | None) for n in _MAY_BE_TEXTS)
 
 
 def _write_onnx(file: Path, text: str) -> None:
-    """Two messages behind each other are one with the repeated fields of both, so nothing else of the file moves."""
+    """Two messages behind each other are one with the repeated fields of both, so nothing else of the file moves.
+
+    A label that is there already is taken out first: keys must not come twice.
+    """
     import onnx
 
+    if _read_onnx(file) is not None:
+        model = onnx.load(file, load_external_data=False)
+        kept = [p for p in model.metadata_props if p.key != KEY]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        file.write_bytes(model.SerializeToString())
     more = onnx.ModelProto()
     more.metadata_props.add(key=KEY, value=text)
     with open(file, "ab") as opened:

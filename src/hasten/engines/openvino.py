@@ -153,12 +153,12 @@ class OpenVINO:
         return f"{{{', '.join(said)}}}"
 
 
-@functools.cache
 def _last_words(why: Exception) -> str:
     lines = [line.strip() for line in str(why).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(why).__name__
 
 
+@functools.cache
 def _here() -> tuple[str, ...]:
     """Kinds of devices, without the number behind each."""
     import openvino

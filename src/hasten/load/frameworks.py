@@ -6,7 +6,6 @@ HASTEN_TENSORFLOW names the Python that has it. Only the path goes in and only a
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -58,14 +57,7 @@ def _checked(path: Path, kind: Kind, place: Path) -> Path:
         copy.write_bytes(data)
         return copy
     if path.suffix.lower() == ".keras":
-        entries = guards.read_zip(path)
-        if "config.json" not in entries:
-            raise ModelRefused(f"{path.name} must hold a config.json as Keras 3 writes it; save it again with model.save('model.keras')")
-        guards.check_layers(_without_training(guards.read_json(entries["config.json"], f"config.json of {path.name}")), path.name)
-        for entry, data in entries.items():
-            if entry.endswith(".h5"):
-                guards.check_hdf5(io.BytesIO(data), f"{entry} of {path.name}")
-        copy.write_bytes(guards.packed(entries).getvalue())
+        copy.write_bytes(guards.packed(guards.read_keras(path)).getvalue())
         return copy
     shutil.copyfile(path, copy)
     guards.check_hdf5(copy, path.name)

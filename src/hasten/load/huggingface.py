@@ -1,6 +1,7 @@
 """A Hugging Face folder (config.json and .safetensors) → the network that its configuration names.
 
-Nothing is fetched and no code of the folder runs: the class must be one of `transformers` itself.
+Nothing is fetched and no code of the folder runs: the class must be one of `transformers` itself. That library is shown a folder with
+the checked description and links to the checked weights, so it finds nothing else: no adapter, no pickle, no settings of generation.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ __all__ = ["open_folder"]
 
 _DATA = ("input_ids", "pixel_values", "input_values", "input_features", "attention_mask", "token_type_ids", "bbox", "pixel_mask")
 _OPEN = ("input_ids", "attention_mask", "token_type_ids", "input_values")  # of any length
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ROWS, _TOKENS, _SAMPLES = 2, 16, 16_000
 
 
@@ -41,9 +44,9 @@ def open_folder(path: Path, example: Arrays | None = None, names: Sequence[str] 
         BackendMissing: without `transformers`.
         DataRefused: the arrays are more than the network takes.
     """
-    config = _configuration(path)
-    with _offline():
-        module = _module(path, config)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as name, _offline():
+        config = _checked(path, Path(name))
+        module = _module(path, Path(name), config)
     taken = _inputs(module)
     if example is None:
         example = _made_up(module, taken)
@@ -58,23 +61,36 @@ def open_folder(path: Path, example: Arrays | None = None, names: Sequence[str] 
     return Network(kind="module", body=body, example=example, open_axes=open_axes if any(open_axes) else ())
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+def _checked(path: Path, place: Path) -> dict[str, Any]:
+    """The configuration; it lies in `place` afterwards, with links to the weights that it names and nothing else."""
     file = guards.plain_file(path, "config.json")
-    config = guards.read_json(file.read_bytes(), str(file))
+    text = file.read_bytes()
+    config = guards.read_json(text, str(file))
     named = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise ModelRefused(f'{file} must name one class under "architectures", got {str(named)[:100]}')
-    for index in path.glob("*.index.json"):
-        guards.read_json(guards.plain_file(path, index.name).read_bytes(), index.name)
-    weights = [guards.plain_file(path, found.name) for found in sorted(path.glob("*.safetensors"))]
-    for held in weights:
-        guards.check_safetensors(held)
-    if not weights:
-        raise ModelRefused(f"{path} must hold its weights as .safetensors; write them with model.save_pretrained(folder)")
+    (place / "config.json").write_bytes(text)
+    for held in _weights(path, config):
+        link = place / held.relative_to(path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(held.resolve())
     return config  # type: ignore[no-any-return]
 
 
-def _module(path: Path, config: dict[str, Any]) -> nn.Module:
+def _weights(path: Path, config: dict[str, Any]) -> list[Path]:
+    """The files of weights that transformers would read, all of them checked."""
+    told = config.get("transformers_weights")
+    first = next((name for name in (_WEIGHTS, _INDEX) if os.path.lexists(path / name)), None) if told is None else told
+    if not isinstance(first, str) or not first.endswith((".safetensors", ".safetensors.index.json")):
+        raise ModelRefused(f"{path} must hold its weights as .safetensors; write them with model.save_pretrained(folder)")
+    held = guards.plain_file(path, first)
+    if first.endswith(".index.json"):
+        return [held, *sorted(set(guards.check_index(held).values()))]
+    guards.check_safetensors(held)
+    return [held]
+
+
+def _module(path: Path, place: Path, config: dict[str, Any]) -> nn.Module:
     try:
         import transformers
     except ImportError as why:
@@ -89,7 +105,7 @@ def _module(path: Path, config: dict[str, Any]) -> nn.Module:
     try:
         with quiet():
             opened: Any = found.from_pretrained(
-                str(path.resolve()),
+                str(place),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

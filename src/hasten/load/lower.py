@@ -47,7 +47,7 @@ def lower(network: Network) -> Network:
     if network.source is not None:
         return network.with_body(network.source, kind="graph")
     graph = _export(network)
-    for example in _examples(network):
+    for example in examples(network):
         _compare(network, graph, example)
     return network.with_body(graph, kind="graph")
 
@@ -127,9 +127,12 @@ def _straightened(module: nn.Module) -> nn.Module:
     return found
 
 
-def dynamic_shapes(network: Network) -> tuple[Any, ...] | None:
-    """What torch.export is told of the axes that stay open: the batch by its name, others as the network itself relates them."""
-    batch = {} if network.fixed_batch else {0: torch.export.Dim("batch")}
+def dynamic_shapes(network: Network, *, named: bool = True) -> tuple[Any, ...] | None:
+    """What torch.export is told of the axes that stay open: the batch by its name, others as the network itself relates them.
+
+    A batch with a name may have no bounds; without one it gets those that the network sets, down to a single size.
+    """
+    batch = {} if network.fixed_batch else {0: torch.export.Dim("batch") if named else torch.export.Dim.AUTO}
     open_axes = network.open_axes or ((),) * len(network.example)
     found = tuple({**batch, **dict.fromkeys(axes, torch.export.Dim.AUTO)} for axes in open_axes)
     return found if any(found) else None
@@ -156,7 +159,8 @@ def reason(why: BaseException) -> str:
     return f"{type(why).__name__}: {lines[0][:300]}" if lines else type(why).__name__
 
 
-def _examples(network: Network) -> list[Arrays]:
+def examples(network: Network) -> list[Arrays]:
+    """What another form of a network is held against it on: its example, one row, one row more and other sizes, as far as they are open."""
     found = [network.example]
     if not network.fixed_batch:
         found += [tuple(a[:1] for a in network.example), other_batch(network.example)]
@@ -202,13 +206,15 @@ def relative_difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> flo
     return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-30))
 
 
-def run_graph(graph: onnx.ModelProto, inputs: Arrays) -> Arrays:
-    """What ONNX Runtime gives for `inputs`, in this process."""
+def run_graph(graph: onnx.ModelProto, inputs: Arrays, *, as_written: bool = False) -> Arrays:
+    """What ONNX Runtime gives for `inputs`, in this process; `as_written`, node by node, where it would fuse them otherwise."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     return tuple(session.run(None, dict(zip(names, inputs, strict=True))))

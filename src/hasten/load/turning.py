@@ -12,9 +12,10 @@ from onnx import helper
 from hasten.core.network import Arrays
 from hasten.load.lower import run_graph
 
-__all__ = ["batch_first", "in_kept_types", "outputs_batch_first"]
+__all__ = ["batch_first", "in_kept_types", "outputs_batch_first", "outputs_of_one"]
 
-_IN, _OUT, _CAST = "hasten.turned.in.", "hasten.turned.out.", "hasten.cast.in."
+_IN, _OUT, _CAST, _ONE = "hasten.turned.in.", "hasten.turned.out.", "hasten.cast.in.", "hasten.one.out."
+_AXES_ARE_INPUTS = 13  # of Unsqueeze, from this opset on
 _T = onnx.TensorProto
 _KEPT = dict.fromkeys((_T.INT8, _T.INT16, _T.UINT16, _T.UINT32), _T.INT64) | dict.fromkeys((_T.FLOAT16, _T.DOUBLE), _T.FLOAT)
 
@@ -90,6 +91,29 @@ def outputs_batch_first(graph: onnx.ModelProto, example: Arrays, more: Arrays) -
             value.type.tensor_type.ClearField("shape")
     said = (f"the batch of output {name} is its axis {axis} in the file and its first here" for name, (axis, _) in turned.items())
     return copy, tuple(said)
+
+
+def outputs_of_one(graph: onnx.ModelProto, example: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The graph of a network for one example, with that example's axis in front of each output that has none, and notes of which."""
+    bare = [o.name for o, a in zip(graph.graph.output, run_graph(graph, example), strict=True) if a.ndim == 0 or len(a) != 1]
+    if not bare:
+        return graph, ()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    opset = next(o.version for o in graph.opset_import if o.domain in ("", "ai.onnx"))
+    axis = _ONE + "axis"
+    if opset >= _AXES_ARE_INPUTS:
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), axis))
+    for value in copy.graph.output:
+        if value.name in bare:
+            made = [_ONE + value.name]
+            if opset >= _AXES_ARE_INPUTS:
+                copy.graph.node.append(helper.make_node("Unsqueeze", [value.name, axis], made))
+            else:
+                copy.graph.node.append(helper.make_node("Unsqueeze", [value.name], made, axes=[0]))
+            value.name = _ONE + value.name
+            value.type.tensor_type.ClearField("shape")
+    return copy, tuple(f"output {name} has no axis for the batch in the file and one here" for name in bare)
 
 
 def _open(value: onnx.ValueInfoProto) -> dict[int, str]:

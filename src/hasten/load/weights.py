@@ -131,13 +131,10 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _sharded(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that the index names, each from its own file of the same folder."""
-    index = guards.read_json(path.read_bytes(), path.name)
-    homes = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(homes, dict) or not homes or not all(isinstance(f, str) for f in homes.values()):
-        raise ModelRefused(f'{path.name} must be JSON with a "weight_map" of names to files')
+    homes = guards.check_index(path)
     found: dict[str, Tensor] = {}
     for file in sorted(set(homes.values())):
-        found |= {n: t for n, t in _safetensors(guards.plain_file(path.parent, file)).items() if homes.get(n) == file}
+        found |= {n: t for n, t in _safetensors(file).items() if homes.get(n) == file}
     if lost := sorted(set(homes) - set(found)):
         raise ModelRefused(f"{path.name} promises {len(lost)} tensors that its files do not hold: {_listed(lost)}")
     return found

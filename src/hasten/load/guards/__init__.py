@@ -7,6 +7,7 @@
 | `read_zip(path)`, `packed(entries)` | the entries of a zip archive; the same as an archive of our own |
 | `check_pickle(data, what)`, `open_checkpoint(path)` | a state dict that `torch.load(weights_only=True)` may read |
 | `check_safetensors(path)` | the header of a `.safetensors` file |
+| `check_index(path)` | the index of several such files, and these files |
 | `check_hdf5(path)` | an `.h5` file: no links, no other files, no sizes that are not there (opens it with h5py: in a child) |
 | `check_layers(config)` | the description of a Keras model: Keras' own layers only |
 | `read_keras(path)` | the entries of a `.keras` file, looked through with the three above |
@@ -24,11 +25,12 @@ from hasten.load.guards.jsons import read_json
 from hasten.load.guards.layers import check_layers, read_keras
 from hasten.load.guards.pickles import check_pickle, open_checkpoint
 from hasten.load.guards.places import most_bytes, plain_file
-from hasten.load.guards.safetensors import check_safetensors
+from hasten.load.guards.safetensors import check_index, check_safetensors
 from hasten.load.guards.savedmodel import check_saved_model
 
 __all__ = [
     "check_hdf5",
+    "check_index",
     "check_layers",
     "check_pickle",
     "check_safetensors",

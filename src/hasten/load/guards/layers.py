@@ -36,12 +36,13 @@ def read_keras(path: Path) -> dict[str, bytes]:
     entries = read_zip(path)
     for needed in ("config.json", "model.weights.h5"):
         if needed not in entries:
-            raise ModelRefused(f"{path.name} holds no {needed}, so it is no model of Keras 3; save it again with model.save")
+            raise ModelRefused(f"{path.name} must hold a {needed} as Keras 3 writes it; save it again with model.save('model.keras')")
     config = read_json(entries["config.json"], f"config.json of {path.name}")
     if not isinstance(config, dict):
         raise ModelRefused(f"expected an object in config.json of {path.name}, got {type(config).__name__}")
     check_layers({k: v for k, v in config.items() if k != "compile_config"}, path.name)
-    check_hdf5(io.BytesIO(entries["model.weights.h5"]), f"model.weights.h5 of {path.name}")
+    for name in (n for n in entries if n.endswith(".h5")):
+        check_hdf5(io.BytesIO(entries[name]), f"{name} of {path.name}")
     return entries
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hasten.core.errors import ModelRefused
 from hasten.load.guards.jsons import read_json
+from hasten.load.guards.places import plain_file
 
 _BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
@@ -57,6 +58,24 @@ def check_safetensors(path: Path) -> dict[str, Entry]:
     if end != size - _HEAD - length:
         raise ModelRefused(f"{path.name}: expected {end} bytes of tensors behind the header, got {size - _HEAD - length}")
     return ordered
+
+
+def check_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor that an index names: plain `.safetensors` files beside it, each of them looked through.
+
+    Raises:
+        ModelRefused: no such JSON, a file that lies elsewhere or is none, a damaged one.
+    """
+    index = read_json(path.read_bytes(), path.name)
+    homes = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(homes, dict) or not homes or not all(isinstance(f, str) for f in homes.values()):
+        raise ModelRefused(f'{path.name} must be JSON with a "weight_map" of names to files')
+    files = {name: plain_file(path.parent, name) for name in sorted(set(homes.values()))}
+    for file in files.values():
+        check_safetensors(file)
+        if file.suffix != ".safetensors":  # readers tell the format by the ending
+            raise ModelRefused(f"{path.name} must name files that end in .safetensors, got {file.name[:100]!r}")
+    return {tensor: files[name] for tensor, name in homes.items()}
 
 
 def _entry(name: str, record: object, file: str) -> Entry:

@@ -75,6 +75,28 @@ def convolve(
     return _CONV[axes - 1](x, weight, bias, tuple(stride), tuple(before), tuple(dilation), group)
 
 
+@operator("DeformConv")
+def _deform_conv(
+    x: Tensor, weight: Weight, offset: Tensor, bias: Weight | None = None, mask: Tensor | None = None, *,
+    dilations: Sequence[int] | None = None, group: int = 1, kernel_shape: Sequence[int] | None = None, offset_group: int = 1,
+    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """What the kernel sees at each place is sampled and laid out window by window; an ordinary convolution steps from window to window."""
+    if weight.dim() != 4:
+        raise Unsupported(f"expected a convolution over 2 axes, got {weight.dim() - 2}")
+    kernel, sizes, seen = [int(s) for s in weight.shape[2:]], x.shape[2:], offset.shape[2:]
+    moved = offset.reshape(-1, *kernel, 2, *seen).permute(3, 0, 4, 1, 5, 2)  # (2, batch · groups, rows, kernel, columns, kernel)
+    grid = []
+    for axis, (step, width, pad) in enumerate(zip(_spread(strides, 2), _spread(dilations, 2), _spread(pads, 4, 0)[:2], strict=True)):
+        places = torch.arange(seen[axis], dtype=x.dtype)[:, None] * step + torch.arange(kernel[axis], dtype=x.dtype) * width - pad
+        where = moved[axis] + (places[:, :, None, None] if axis == 0 else places)
+        grid.append(((2 * where + 1) / sizes[axis] - 1).flatten(3, 4).flatten(1, 2))
+    given = F.grid_sample(x.reshape(-1, x.shape[1] // offset_group, *sizes), torch.stack(grid[::-1], -1), align_corners=False)
+    if mask is not None:
+        given = given * mask.reshape(-1, *kernel, *seen).permute(0, 3, 1, 4, 2).flatten(3, 4).flatten(1, 2)[:, None]
+    return F.conv2d(given.reshape(-1, x.shape[1], *given.shape[2:]), weight, bias, tuple(kernel), groups=group)
+
+
 @operator("ConvTranspose")
 def _conv_transpose(
     x: Tensor, weight: Weight, bias: Weight | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None,
