@@ -24,6 +24,7 @@ from hasten.core.report import Limit, Report
 from hasten.core.store import Store
 from hasten.measure import timing
 from hasten.search import anytime, export, finals
+from hasten.search import run as search
 from hasten.search.catalogue import Settings
 from hasten.search.clock import Clock
 from hasten.search.watch import Event
@@ -271,3 +272,39 @@ def test_a_heat_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyP
     with pytest.raises(ZeroDivisionError):
         finals.heat(bench, TRIALS[1:4])
     assert raced == [3]
+
+
+def test_what_a_kill_left_at_the_very_end_is_swept(finished: tuple[Path, Report], tmp_path: Path) -> None:
+    """The run has its result already: it is only reported, and yet nothing half written stays."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    store = Store(run / verbs.STORE)
+    with store._db:
+        store._db.execute("DELETE FROM facts WHERE name = 'learnt'")
+    guesses = search._kept_at(madeup.job(run, store, madeup.SETTINGS))
+    store.close()
+    left = [run / ".report.json.1.part", guesses.with_name(f".{guesses.name}.1.part")]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+    assert madeup.search(run).chosen == finished[1].chosen
+    assert not any(file.exists() for file in left)
+    assert guesses.exists()
+
+
+def test_a_run_that_has_its_result_has_nothing_unproved_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def remember(store: Store, name: str, value: object) -> None:
+        real(store, name, value)
+        if name == "final":
+            raise Killed
+
+    real, run = Store.remember, tmp_path / "run"
+    madeup.prepare(run, select=2_000, prove=3_000)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Store, "remember", remember)
+        madeup.search(run)
+    assert not (run / "best-so-far").exists()
+    assert madeup.search(run).chosen

@@ -81,7 +81,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     shapes = [f"{name} {i['dtype']} {tuple(i['shape'])}" for name in ("inputs", "outputs") for i in found[name]]
     notes = ["; ".join(shapes), *found["notes"]]
     if made := found["metadata"]:
-        notes.append(f"says of itself: written by hasten {made.get('hasten')}: {made.get('words')}; {made.get('sentence') or 'nothing proved'}")
+        said = f"{made.get('words')}; {made.get('sentence') or 'nothing proved'}"
+        notes.append(f"says of itself: written by hasten {made.get('hasten')}: {said}")
     if found["times"] is None:
         return [*notes, f"no times: {found['reason']}"]
     times = found["times"]

@@ -142,9 +142,9 @@ def _conclude(job: Job, bench: Bench, finalists: Finalists, proof: Proof) -> Non
         closest_miss=summary.miss_words(by_number, offers[0].chosen, caps, limit) if caps else None,
     )
     take(job, bench, best.number, name=BEST if caps else SAFE)
-    job.store.remember("final", final.to_json())
     if not caps:
         shutil.rmtree(job.folder / BEST, ignore_errors=True)
+    job.store.remember("final", final.to_json())  # the last thing: a run that has it is only reported
 
 
 def _ablation(job: Job, bench: Bench, clock: Clock, rivals: Sequence[Trial], hot: Heat) -> tuple[list[LedgerLine], Trial]:

@@ -56,7 +56,9 @@ def optimize(job: Job) -> Report:
         ModelRefused: if the network does not run as given.
         StorageError: if the run folder cannot be written.
     """
+    folder.sweep(job.folder)
     if job.store.fact("final"):
+        _learn(job)
         return summary.report(job.folder, job.store)
     ledger.check()
     before_s = job.store.fact("seconds") or 0.0
@@ -64,7 +66,6 @@ def optimize(job: Job) -> Report:
     if clock.limit_s is not None:
         job.watch.ends_s = clock.limit_s - before_s
     workshop = Workshop(job.folder, loss=job.loss, seed=job.settings.seed, memory_bytes=machine.memory_bytes())
-    folder.sweep(job.folder)
     try:
         workshop.crew = job.hands.hire(job.folder, loss=job.loss, seed=job.settings.seed)
         bench = Bench(job.folder, job.store, job.views.select, job.score, job.settings, workshop)
@@ -72,13 +73,19 @@ def optimize(job: Job) -> Report:
         job = _settle(job, bench)
         _search(job, bench, clock)
         finish(job, bench, clock)
-        best = summary.report(job.folder, job.store).chosen
-        if best:
-            warm.remember(_kept_at(job), Recipe.from_json(best.recipe))
+        _learn(job)
     finally:
         workshop.close()
         job.store.remember("seconds", clock.used_s())
     return summary.report(job.folder, job.store)
+
+
+def _learn(job: Job) -> None:
+    """Leaves the result as the next search's first guess, once."""
+    best = summary.report(job.folder, job.store).chosen
+    if best and not job.store.fact("learnt"):
+        warm.remember(_kept_at(job), Recipe.from_json(best.recipe))
+        job.store.remember("learnt", True)
 
 
 def pick(job: Job, which: str) -> Report:

@@ -27,6 +27,8 @@ def remember(file: Path, recipe: Recipe) -> None:
     """Keeps the steps of a result for the next search; a cache that cannot be written is done without."""
     with contextlib.suppress(HastenError, OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(f".{file.name}.*.part"):  # by one that was killed
+            left.unlink(missing_ok=True)
         folder.write(file, json.dumps([part_to_json(step) for step in recipe.steps]) + "\n")
 
 
