@@ -133,7 +133,8 @@ class Campaign:
             at = int((part + rng.random()) * self.bytes / times)
             place = self.folder()
             code = self.search(place, faults.FULL, at)
-            if code != NO_SPACE:
+            written = (place / "run" / "report.html").exists()  # behind it comes what SQLite tidies up, and can leave
+            if code != NO_SPACE and not (code == 0 and written):
                 self.wrong.append(f"disk full at byte {at}: ended with code {code}")
             self.finish(place, self.check(place, {}, f"byte {at}", line="bytes"), f"disk full at byte {at}")
         return times
