@@ -47,7 +47,8 @@ class Best:
         assert trial.measurement
         if any(cost(trial.measurement) * GAIN >= cost(m) for m in rivals):
             return
-        export.package(self._job.folder, self._bench, trial, self._original, name=name, proved=name == SAFE)
+        ship = self._bench.settings.time_limit_s is None  # exporting takes long, and it is seldom the result
+        export.package(self._job.folder, self._bench, trial, self._original, name=name, proved=name == SAFE, ship=ship)
         self._kept[name] = trial
         best = self._kept.get(BEST)
         beaten = name == SAFE and best and best.measurement and cost(trial.measurement) <= cost(best.measurement)

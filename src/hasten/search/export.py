@@ -29,15 +29,17 @@ This folder runs without hasten.{standing}
 _UNPROVED = " It is the best so far of a search that has not ended: NOT PROVED on untouched data."
 
 
-def package(run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact", proved: bool = True) -> None:
+def package(
+    run: Path, bench: Bench, trial: Trial, original: Trial, *, name: str = "artifact", proved: bool = True, ship: bool = True
+) -> None:
     """Makes `run/name` from a trial's package; the folder that was there stays until the new one is whole.
 
     The network as given, unchanged in its own engine, is shipped as a `.pt2` program where torch can export it, alone
-    can read it, and it gives the same.
+    can read it, and it gives the same; without `ship` as it ran.
     """
     source = bench.package(trial.number)
     with folder.new_folder(run / name) as fresh:
-        shipped = trial.number == original.number and bench.workshop.ship_original(fresh)
+        shipped = ship and trial.number == original.number and bench.workshop.ship_original(fresh)
         if not shipped:
             shutil.copytree(source, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(folder.MANIFEST))
         recipe = Recipe.from_json(trial.recipe).to_json()
