@@ -14,7 +14,7 @@ import pytest
 
 import sample_reports as samples
 from hasten.core.report import Limit, Report
-from hasten.report import facts, page, plot, text
+from hasten.report import facts, html, page, plot, text
 
 NAMES = sorted(samples.ALL)
 VOID = frozenset(("meta", "br"))
@@ -255,3 +255,7 @@ def test_the_plot_takes_any_drops(max_drop: float, drops: tuple[float, ...]) -> 
 
 
 # ---- the terminal
+
+
+def test_what_has_the_same_size_is_not_called_smaller() -> None:
+    assert [html._size_card("size", 900, after)["beside"] for after in (900, 300, 1800)] == ["unchanged", "smaller", "larger"]

@@ -148,7 +148,7 @@ def _size_card(name: str, before: int, after: int) -> dict[str, Any]:
     return {
         "name": name,
         "figure": text.ABSENT if times is None else text.ratio(times if smaller else 1 / times),
-        "beside": "smaller" if smaller else "larger",
+        "beside": "unchanged" if times == 1 else "smaller" if smaller else "larger",
         "below": f"{text.size(before)} → {text.size(after)}",
         "bars": [
             tables.Bar(start=0, length=_share(before, most)),
