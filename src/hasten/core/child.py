@@ -119,7 +119,7 @@ class Child:
                     progress(*head["progress"])
         except TimeoutError:
             self.stop()
-            raise ChildFailed(f"no answer within {deadline_s:.3g} s, stopped") from None
+            raise ChildFailed(f"no answer within {round(deadline_s or 0, 1):g} s, stopped") from None
         except (EOFError, OSError):
             raise ChildFailed(self._obituary()) from None
         except BaseException:

@@ -53,6 +53,8 @@ def finish(job: Job, bench: Bench, clock: Clock) -> None:
     by_number = {t.number: t for t in job.store.trials()}
     proof = finals.prove(bench, job.views.prove, original, plain, [by_number[n] for n in frozen], progress)
     job.store.remember("certificates", [c.to_json() for c in proof.certificates])
+    if all(c.trial != plain.number for c in proof.certificates):
+        plain = original  # it ran on *select* and dies on *prove*
     _begin(job, clock, "timing", "timing the result in fresh launches")
     certified = {c.trial: by_number[c.trial] for c in proof.certificates if passes(c, settings.limit.accept)}
     ranked = sorted(certified.values(), key=lambda t: cost(hot[t.number]) if t.number in hot else float("inf"))

@@ -34,8 +34,9 @@ def fit(runner: Runner, settings: Settings, select: View, score: Score, fixed_ba
     """The fact `fitted`, by a call of the network as given that is not its first."""
     if settings.time_limit_s is None:
         return {"select": [len(select), len(select)], "batches": list(settings.batches), "left": [], "each_s": 0.0}
-    runner.outputs(select.take(slice(max(_FIRST, fixed_batch or 1))).inputs)
-    whole, each_s = _paced(runner, score, select.take(slice(max(_FIRST, fixed_batch or 1))))
+    few = select.take(slice(max(_FIRST, fixed_batch or 1)))
+    runner.outputs(few.inputs)
+    whole, each_s = _paced(runner, score, few)
     if _PIECE * each_s < _LONG_S:
         whole, each_s = _paced(runner, score, select.take(slice(max(_PIECE, fixed_batch or 1))))
     size = len(select) if whole else _fitting(settings, len(select), each_s, (SCORING, CHOOSING), LEAST)

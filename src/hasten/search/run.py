@@ -82,8 +82,10 @@ def optimize(job: Job) -> Report:
 
 def _learn(job: Job) -> None:
     """Leaves the result as the next search's first guess, once."""
+    if job.store.fact("learnt"):
+        return
     best = summary.report(job.folder, job.store).chosen
-    if best and not job.store.fact("learnt"):
+    if best:
         warm.remember(_kept_at(job), Recipe.from_json(best.recipe))
         job.store.remember("learnt", True)
 
