@@ -206,14 +206,19 @@ def test_a_killed_process_has_used_its_time(tmp_path: Path) -> None:
     assert kept == sorted(kept)
 
 
-def test_what_time_decided_stays_decided(finished: tuple[Path, Report], tmp_path: Path) -> None:
-    """A run that was killed before its last stage has less time when it goes on: the same candidates come out."""
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
+def without(finished: Path, run: Path, fact: str) -> Path:
+    """A copy of a finished run, as if it had been killed before it wrote this down."""
+    shutil.copytree(finished, run)
     store = Store(run / verbs.STORE)
     with store._db:
-        store._db.execute("DELETE FROM facts WHERE name = 'final'")
+        store._db.execute("DELETE FROM facts WHERE name = ?", (fact,))
     store.close()
+    return run
+
+
+def test_what_time_decided_stays_decided(finished: tuple[Path, Report], tmp_path: Path) -> None:
+    """A run that was killed before its last stage has less time when it goes on: the same candidates come out."""
+    run = without(finished[0], tmp_path / "run", "final")
     again = madeup.search(run, replace(madeup.SETTINGS, time_limit_s=0.001))
     assert [o.trial for o in again.offers] == [o.trial for o in finished[1].offers]
 
@@ -246,17 +251,18 @@ def broken(monkeypatch: pytest.MonkeyPatch, fails: Callable[[set[int], int], boo
     yield
 
 
-@pytest.mark.parametrize("when", ["always", "on prove", "after the proof", "all at once"])
+@pytest.mark.parametrize("when", ["always", "on prove", "after the proof", "all at once", "the plain engine"])
 def test_a_candidate_that_dies_at_the_end_costs_itself(
     finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    first = finished[1].chosen
+    first, plain = finished[1].chosen, finished[1].baselines["best plain engine"].trial
     assert first
     dies: dict[str, Callable[[set[int], int], bool]] = {
         "always": lambda who, rows: first.trial in who,
         "on prove": lambda who, rows: first.trial in who and rows > 1,
         "after the proof": lambda who, rows: first.trial in who and rows <= 1,
         "all at once": lambda who, rows: len(who) > 3,
+        "the plain engine": lambda who, rows: plain in who,
     }
     run = tmp_path / "run"
     madeup.prepare(run, select=2_000, prove=3_000)
@@ -266,7 +272,18 @@ def test_a_candidate_that_dies_at_the_end_costs_itself(
     assert found.chosen
     offered = [o.trial for o in found.offers]
     assert len(offered) >= 2
-    assert (first.trial in offered) == (when == "all at once")
+    assert (first.trial in offered) == (when in ("all at once", "the plain engine"))
+    assert (plain in offered) == (when != "the plain engine")
+
+
+def test_the_smallest_is_proved_behind_all_others(finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = {c.trial for c in finished[1].certificates}
+    other = next(t.number for t in finished[1].trials if t.measurement and t.number not in tested)
+    monkeypatch.setattr(finals, "smallest", lambda trials, rivals, settings: [t for t in trials if t.number == other][:1])
+    run = tmp_path / "run"
+    madeup.prepare(run, select=2_000, prove=3_000)
+    found = madeup.search(run)
+    assert [c.trial for c in found.certificates][-1] == other
 
 
 def test_a_heat_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,11 +303,8 @@ def test_a_heat_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyP
 
 def test_what_a_kill_left_at_the_very_end_is_swept(finished: tuple[Path, Report], tmp_path: Path) -> None:
     """The run has its result already: it is only reported, and yet nothing half written stays."""
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
+    run = without(finished[0], tmp_path / "run", "learnt")
     store = Store(run / verbs.STORE)
-    with store._db:
-        store._db.execute("DELETE FROM facts WHERE name = 'learnt'")
     guesses = search._kept_at(madeup.job(run, store, madeup.SETTINGS))
     store.close()
     left = [run / ".report.json.1.part", guesses.with_name(f".{guesses.name}.1.part")]

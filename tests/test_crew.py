@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from hasten.core.recipe import Recipe
 from hasten.search.crew import Crew, foresee
 from hasten.search.outpost import Hands, Outpost
 from hasten.search.propose import propose
+from hasten.search.workshop import Halting
 from methods import Mend, Quick, Quicker, Round, Shrink
 from test_propose import CATALOGUE, SETTINGS, SPACES, _trial, usual
 
@@ -267,3 +269,15 @@ def test_whoever_hears_the_progress_may_end_the_work(crew_of: Any) -> None:
     helper.work = lambda recipe: None
     crew.wait(ROUNDED)
     assert helper.built == [PRUNED, ROUNDED]
+
+
+def test_a_process_that_is_being_started_is_stopped_as_soon_as_it_is_there() -> None:
+    stopped = threading.Event()
+    helper = Halting()
+    helper._starting.acquire()  # as `_call` holds it while the child comes up
+    stopping = threading.Thread(target=helper.stop)
+    stopping.start()
+    helper._child = SimpleNamespace(stop=stopped.set)
+    helper._starting.release()
+    stopping.join(10)
+    assert stopped.is_set()

@@ -35,6 +35,22 @@ def test_more_effort_tries_all_that_less_effort_tries() -> None:
         Options(effort="much")  # type: ignore[arg-type]
 
 
+def test_a_cap_on_the_size_is_met_with_what_makes_files_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def default(kind: str, effort: str, *, goals: Sequence[str], **_: object) -> None:
+        asked.append(tuple(goals))
+        raise Enough
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(presets, "default", default)
+    for size in (None, 1000):
+        with pytest.raises(Enough):
+            verbs.optimize(problems.trained(), problems.with_names()[0], run=tmp_path / str(size), options=Options(size_bytes=size))
+    assert asked == [("latency",), ("latency", "size")]
+
+
 def test_where_the_size_counts_files_are_packed() -> None:
     assert not any(getattr(engine, "packed", False) for engine in DEFAULT("graph").engines)
     assert any(getattr(engine, "packed", False) for engine in DEFAULT("graph", goals=("latency", "size")).engines)

@@ -35,6 +35,17 @@ def run(model: Model, settings: Settings = SETTINGS, spaces: dict = SPACES) -> l
             return asked
 
 
+def test_what_a_cap_asks_for_is_of_use() -> None:
+    capped = replace(SETTINGS, limit=Limit(max_drop=0.01, size_bytes=1))
+    assert (SETTINGS.aims, capped.aims) == ({"speed"}, {"speed", "size"})
+    packs = type("Packs", (Round,), {"aims": frozenset({"size"})})
+    tried = [
+        any(type(step) is packs for recipe in run(lambda _: (1.0, 0.0), settings, {packs: {}}) for step in recipe.steps)
+        for settings in (SETTINGS, capped)
+    ]
+    assert tried == [False, True]
+
+
 def _trial(number: int, recipe: Recipe, model: Model) -> Trial:
     told = {"number": number, "recipe": recipe.to_json(), "words": str(recipe)}
     try:

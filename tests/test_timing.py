@@ -25,6 +25,37 @@ def sleeper(folder: Path, ms: float) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("ms", "calls"), [((900.0, 800.0), 4), ((900.0, 1.0), 6)])
+def test_long_calls_take_fewer_turns_where_all_are_long(ms: tuple[float, float], calls: int) -> None:
+    asked = [0, 0]
+
+    class One:
+        def __init__(self, who: int) -> None:
+            self.who = who
+
+        def __enter__(self) -> One:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def launch(self) -> One:
+            return self
+
+        def time(self, piece: object, *, calls: int) -> np.ndarray:  # type: ignore[type-arg]
+            del piece
+            asked[self.who] += 1
+            return np.full(calls, ms[self.who] * 1e6)
+
+        def nothing(self) -> int:
+            return 0
+
+        pause = resume = peak_memory_bytes = nothing
+
+    timing._round([One(0), One(1)], [()], Protocol(block_ms=1.0), turn=0)  # type: ignore[list-item]
+    assert asked[0] == calls
+
+
 def test_a_call_that_takes_several_blocks_is_made_once_for_each() -> None:
     asked: list[int] = []
 
