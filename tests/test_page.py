@@ -259,3 +259,8 @@ def test_the_plot_takes_any_drops(max_drop: float, drops: tuple[float, ...]) -> 
 
 def test_what_has_the_same_size_is_not_called_smaller() -> None:
     assert [html._size_card("size", 900, after)["beside"] for after in (900, 300, 1800)] == ["unchanged", "smaller", "larger"]
+
+
+def test_the_page_says_which_inputs_the_times_hold_for() -> None:
+    report = replace(samples.ALL["kept"], input_shapes=("1×28×28 float32", "4 int64"))
+    assert "<dd>1×28×28 float32; 4 int64</dd>" in page(report)

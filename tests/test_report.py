@@ -17,7 +17,7 @@ import sample_reports as samples
 from hasten.core.report import Interval, Limit, Report
 from hasten.report import facts, json_text, page, show, tables, text, verdict_sentence
 from hasten.search.catalogue import Settings
-from hasten.search.summary import _cautions
+from hasten.search.summary import _cautions, _shape
 
 NAMES = sorted(samples.ALL)
 SENTENCES = {
@@ -250,3 +250,8 @@ def test_cautions_stand_in_the_notes() -> None:
     assert first.measurement
     small = replace(first, measurement=replace(first.measurement, score=-0.0023))
     assert "the limit 0.01 is as large as the score of the network as given, -0.0023" in " ".join(_cautions(asked, [small], None))
+
+
+def test_the_shape_of_an_example_in_words() -> None:
+    assert _shape({"shape": ["batch", 1, 28, 28], "dtype": "float32"}) == "1×28×28 float32"
+    assert _shape({"shape": [4], "dtype": "int64"}) == "a number, int64"
