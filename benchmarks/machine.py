@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,8 @@ def run(
     show: Callable[[dict[str, Any]], None],
     more: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
 ) -> None:
-    """Parses --quick, --json and --save, measures, prints, and writes `results/NAME.json` if asked."""
+    """Parses --quick, --json and --save, measures, prints, and writes `results/NAME.json` if asked. No search here has the guesses of
+    an earlier one."""
     parser = argparse.ArgumentParser(description=measure.__doc__)
     parser.add_argument("--quick", action="store_true", help="at most a minute, fewer repetitions")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -29,7 +32,9 @@ def run(
     options = parser.parse_args()
     start = time.time()
     options.keep = lambda found: _complete(name, found, options, start)
-    found = options.keep(measure(options))
+    with tempfile.TemporaryDirectory() as state:
+        os.environ["XDG_STATE_HOME"] = state
+        found = options.keep(measure(options))
     if options.json:
         print(json.dumps(found, indent=1))
         return

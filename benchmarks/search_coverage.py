@@ -11,7 +11,6 @@ the limit, each setting on examples of its own, so whatever comes out lossy and 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -72,7 +71,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     fast = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None) as name:
         place = Path(name) / "search"
-        os.environ["XDG_STATE_HOME"] = str(place / "state")
         rows = {}
         for case, factor in CASES.items():
             searches = (40 if options.quick else 1000) if factor > 1 else (20 if options.quick else 200)

@@ -170,3 +170,21 @@ def test_a_program_whose_batch_has_bounds_takes_any_within() -> None:
 def test_a_program_that_takes_one_batch_alone_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"torch.export cannot follow this network: .*Constraints violated \(batch\)"):
         export_program(Network(kind="module", body=Halves(), example=(np.ones((2, 3), np.float32),)))
+
+
+def test_the_exporter_reads_its_table_once_and_what_is_added_to_one_copy_is_in_no_other() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from hasten.load import registry
+
+    given = vars(ONNXRegistry)["from_torchlib"]
+    registry._read.cache_clear()
+    for width in (2, 3):
+        lower(Network(kind="module", body=nn.Linear(width, width).eval(), example=(np.zeros((2, width), np.float32),)))
+    assert registry._read.cache_info().misses == 1
+    assert vars(ONNXRegistry)["from_torchlib"] is given
+    with registry.read_once():
+        one, other = (ONNXRegistry.from_torchlib(opset_version=18) for _ in range(2))
+        target = next(iter(one.functions))
+        one.functions[target].clear()
+    assert other.functions[target]

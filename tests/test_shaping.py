@@ -205,6 +205,8 @@ def test_a_pass_takes_what_the_last_training_took_by_its_pace_or_beyond_the_untr
     assert board.epoch_s() == pytest.approx(8.0)  # (9 − 5) / 0.5
     seen(half, 9.0, pace_s=3.0)
     assert board.epoch_s() == pytest.approx(6.0)
+    assert board.beside_s() == 5.0  # export, launch, timing and answers, as in the untrained trial
+    assert board.training_s(Recipe((Thin(), Train(epochs=2.0)), Quick())) == pytest.approx(2 * 6.0 + 5.0)
     seen(half, 9.0, pace_s=300.0, state="failed", measurement=None)  # stopped, and yet its pace is known
     assert board.epoch_s() == pytest.approx(600.0)
 

@@ -20,6 +20,7 @@ from torch.utils import _pytree as tree
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.load.recurrence import recurrent_by_shape
+from hasten.load.registry import read_once
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +84,7 @@ def _export(network: Network) -> onnx.ModelProto:
     count = len(network.example)
     outputs = len(forward(network, network.example))
     try:
-        with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), _Straight():
+        with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
             program = torch.onnx.export(
                 _straightened(network.module),
                 tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),

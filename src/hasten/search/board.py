@@ -89,11 +89,15 @@ class Board:
         return self.share * self.settings.search_s - sum(t.seconds for t in self.trials.values())
 
     def training_s(self, recipe: Recipe) -> float:
-        """How long its training will probably take; 0 where there is none or its outcome is kept."""
+        """How long a trial with its training will probably take; 0 where there is none or its outcome is kept."""
         trained = _trained(recipe.steps)
         if not trained or any(r.steps[: len(trained)] == trained for r in self.trials):
             return 0.0
-        return _epochs(trained) * self.epoch_s()
+        return _epochs(trained) * self.epoch_s() + self.beside_s()
+
+    def beside_s(self) -> float:
+        """Seconds of a trial beside its training: what those with steps and without a training usually took."""
+        return median([t.seconds for r, t in self.trials.items() if r.steps and not _trained(r.steps) and t.measurement] or [0.0])
 
     def epoch_s(self) -> float:
         """Seconds of a pass over the training data: what the last trainings took beyond a trial without them, else told by the time of

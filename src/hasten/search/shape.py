@@ -58,7 +58,7 @@ class _Mending:
     def learnt(self, board: Board, *, ended: bool) -> bool:
         """Fits the short trainings to the time that the first one really takes; whether that calls for another first one."""
         before, self.brief = self.brief, self._briefest(board)
-        each_s = self.brief * board.epoch_s()
+        each_s = self.brief * board.epoch_s() + board.beside_s()
         if 0 < each_s < math.inf and board.left_s() < math.inf:
             self.shorts = min(self.shorts, max(1, int(SHORTS * board.left_s() / each_s)))
         return before is not None and (self.brief >= 2 * before or (self.brief < before and not ended))
@@ -73,7 +73,7 @@ class _Mending:
 
     def _fitting(self, board: Board, wanted: float, seconds: float) -> float:
         pass_s = board.epoch_s()
-        affordable = seconds / pass_s if pass_s > 0 else math.inf
+        affordable = max(0.0, seconds - board.beside_s()) / pass_s if pass_s > 0 else math.inf
         return wanted if affordable >= wanted else max(0.25, math.floor(4 * affordable) / 4)
 
     def _lasting(self, epochs: float) -> Any:
