@@ -274,6 +274,8 @@ def test_a_candidate_that_dies_at_the_end_costs_itself(
     assert len(offered) >= 2
     assert (first.trial in offered) == (when in ("all at once", "the plain engine"))
     assert (plain in offered) == (when != "the plain engine")
+    told = [note for note in found.notes if "failed on *prove*" in note and note.endswith(": gone")]
+    assert bool(told) == (when in ("always", "on prove", "the plain engine"))
 
 
 def test_the_smallest_is_proved_behind_all_others(finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

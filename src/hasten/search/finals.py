@@ -200,7 +200,9 @@ def prove(bench: Bench, sealed: Sealed, original: Trial, plain: Trial, frozen: S
             if trial.number not in outputs:
                 try:
                     outputs[trial.number] = _outputs(bench, trial, view)
-                except ChildFailed:
+                except ChildFailed as why:
+                    died = {**(bench.store.fact("died") or {}), str(trial.number): f"{trial.words}: {why}"}
+                    bench.store.remember("died", died)
                     return
             yield trial.number, outputs[trial.number], Recipe.from_json(trial.recipe).lossless
 

@@ -121,6 +121,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
     taken = final.offer(final.taken if picked is None else picked) if final and final.taken is not None else None
     trials = tuple(store.trials())
     used, left_out = portions.told(store)
+    died = [f"ran on *select*, failed on *prove* and is no result: {told}" for told in (store.fact("died") or {}).values()]
     batch = settings["batch"]
     asked = Settings(
         limit=Limit.from_json(settings["limit"]),
@@ -150,7 +151,7 @@ def report(run: Path, store: Store, *, state: Literal["finished", "running", "in
         input_shapes=tuple(_shape(i) for i in (task.get("summary") or {}).get("inputs", ())),
         openings=store.openings(),
         trials=trials,
-        notes=(*task.get("notes", ()), *left_out, *_cautions(asked, trials, taken.chosen if taken else None)),
+        notes=(*task.get("notes", ()), *left_out, *died, *_cautions(asked, trials, taken.chosen if taken else None)),
         batch=batch,
         batches=asked.batches,
         fixed_batch=task.get("fixed_batch"),

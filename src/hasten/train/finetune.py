@@ -29,7 +29,8 @@ class FineTune:
         epochs: passes over *train*, > 0.
         learning_rate: at its highest, > 0.
         batch: examples per step, >= 2; a network with a fixed batch size is trained at that size.
-        distil: weight of the original's outputs against the labels, in [0, 1].
+        distil: weight of the original's outputs against the labels, in [0, 1]. Outputs that the labels say nothing of are held to the
+            original's whatever it is, but for 0: then nothing holds them.
         temperature: at which class probabilities are compared, > 0.
 
     Raises:

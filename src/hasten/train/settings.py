@@ -85,7 +85,8 @@ class Fit:
         label_smoothing: share of a label spread over all classes, in [0, 1); for "classes".
         distil: weight of the teacher's outputs against the labels, in [0, 1]: loss = (1 − distil)·labels + distil·teacher.
             The teacher's part is T²·KL(teacher ‖ network) of the classes' probabilities at temperature T, or for "values"
-            the squared error. 0 for "original", which has no labels to weigh.
+            the squared error. 0 for "original", which has no labels to weigh. Outputs behind the first are held to a teacher's;
+            with 0 there is none, and they drift.
         temperature: T, > 0.
         augmentation: of the first input; "shift" moves images by up to two pixels, each on its own; or an `Augment`.
         hints: what is learnt from the teacher's hidden values besides; None for nothing.
