@@ -110,6 +110,16 @@ def trained_networks(found: Row) -> Iterable[tuple[str, ...]]:
         yield *cells, "; ".join(why.replace("|", "/").replace("\n", " ")[:160] for why in refused)
 
 
+def widths(found: Row) -> Iterable[tuple[str, ...]]:
+    """The time at each width as a share of that at the next multiple of 8."""
+    known = found["widths"]
+    yield "layers", "engine", "numbers", *(str(w) for w in known)
+    for r in found["rows"]:
+        ms = [t["ms"] for t in r["times"]]
+        above = [next(t for v, t in zip(known, ms, strict=True) if v >= w and v % 8 == 0) for w in known]
+        yield r["layer"], r["engine"], "int8" if r["int8"] else "float32", *(f"{t / a:.2f}" for t, a in zip(ms, above, strict=True))
+
+
 def _over(row: Row | None) -> str:
     if row is None:
         return "refused"
@@ -127,6 +137,7 @@ TABLES: dict[str, Callable[[Row], Iterable[tuple[str, ...]]]] = {
     "time_to_accuracy": time_to_accuracy,
     "trained_networks": trained_networks,
     "training_memory": training_memory,
+    "widths": widths,
 }
 
 

@@ -6,10 +6,11 @@ One CNN of 52,000 parameters for all, its weights drawn as torch draws them. "te
 loop, in Lightning, in Keras' `fit`. "one cycle" is the honest control: tensors in memory, channels last, fused AdamW, a rate that
 rises and falls. "hasten" is one `Fit` for all targets. `--tune` trains on nine tenths of the training images and looks at the last
 tenth alone: for each of the three the better of two rates, then the fewest passes that reach the target there and `MARGIN` more, the
-same for all: the held-out images are harder than a tenth of the others. Where none of the passes do, the best of them. Its rows stay in `results/time_to_accuracy_tuning.jsonl`, and the plans follow from them. The benchmark trains on all
-training images from other seeds, each run in a process of its own, and scores the held-out images once, at the end. Seconds are
-those of the training: from arrays in memory to the trained network, with whatever is compiled on the way. With `--save` rows that are
-there are not measured again, so that a run can be ended after `--minutes` and gone on with.
+same for all, for the held-out images are harder than a tenth of the others; where none of the passes do, the best of them. Its rows
+stay in `results/time_to_accuracy_tuning.jsonl`, and the plans follow from them. The benchmark trains on all training images from
+other seeds, each run in a process of its own, and scores the held-out images once, at the end. Seconds are those of the training:
+from arrays in memory to the trained network, with whatever is compiled on the way. Targets with the same plan share their trainings.
+With `--save` rows that are there are not measured again, so that a run can be ended after `--minutes` and gone on with.
 """
 
 from __future__ import annotations

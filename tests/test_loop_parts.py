@@ -134,6 +134,19 @@ def test_channels_last_changes_the_layout_alone():
     assert all(p.is_contiguous() for p in other.module.parameters())
 
 
+def test_what_is_behind_a_kernel_of_a_single_channel_has_its_channels_together():
+    seen = []
+
+    def build():
+        net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
+        net[1].register_forward_hook(lambda layer, given, made: seen.append(made.stride(1) if layer.training else 1))
+        return net
+
+    fitted = fit(seeded(build), pictures(), settings=replace(BASE, precision=Precision(channels_last=True)))
+    assert set(seen) == {1}  # neighbouring numbers are the channels of one place
+    assert [p.stride() for p in fitted.module.parameters()] == [p.stride() for p in build().parameters()]
+
+
 class _Noise(nn.Module):
     """Draws in training and out of it."""
 

@@ -121,15 +121,19 @@ def _called(layer: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def _together(module: nn.Module) -> Iterator[None]:
-    """Kernels of 2-D convolutions have their channels together inside: `module.to` refuses where there are kernels of more axes."""
-    apart = [kernel for kernel in module.parameters() if kernel.ndim == 4 and not kernel.is_contiguous(memory_format=torch.channels_last)]
-    for kernel in apart:
-        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    """Kernels of 2-D convolutions have their channels together inside: `module.to` refuses where there are kernels of more axes.
+
+    Those of a single channel as well, whose strides alone tell the two layouts apart: the layers behind them take theirs from there.
+    """
+    kernels = [kernel for kernel in module.parameters() if kernel.ndim == 4]
+    apart = [kernel for kernel in kernels if kernel.is_contiguous()]
+    for kernel in kernels:
+        kernel.data = kernel.data.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
         for kernel in apart:
-            kernel.data = kernel.data.contiguous()
+            kernel.data = kernel.data.to(memory_format=torch.contiguous_format)
 
 
 def _bears(precision: Precision, module: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:

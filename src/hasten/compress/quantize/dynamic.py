@@ -118,7 +118,7 @@ def _product(wiring: Wiring, node: NodeProto, numbers: Numbers) -> None:
         helper.make_node("Mul", [ranged[1], held[2]], [f"{name}_scales"], name=f"{name}_scales"),
         helper.make_node("Mul", [f"{name}_sums_float", f"{name}_scales"], [out], name=f"{name}_dequantize"),
     ]
-    at = wiring.nodes.index(node)
+    at = wiring.index(node)
     wiring.nodes[at : at + 1] = new
     wiring.rewire()
 

@@ -64,14 +64,17 @@ def insert(wiring: Wiring, placement: Placement, points: Points, numbers: Number
     Args:
         rounded: integer weights (int8) by name of the layer, for the scales that `weight_scale` gives; nearest ones elsewhere.
     """
-    for node in [n for n in wiring.nodes if n.name in set(placement.layers)]:
+    layers = set(placement.layers)
+    for node in [n for n in wiring.nodes if n.name in layers]:
         scale = float(points[placement.scale_of[node.input[0]]][0])
         _quantize_layer(wiring, node, scale, numbers, (rounded or {}).get(node.name))
+    wiring.rewire()
     stored = {}
     for tensor, (step, zero) in sorted(points.items()):
         stored[tensor] = [wiring.add_constant(f"{tensor}_scale", step), wiring.add_constant(f"{tensor}_zero_point", zero)]
-    for tensor in placement.pairs:
+    for tensor in placement.pairs:  # each changes what makes and reads its own tensor, and nothing that another one asks for
         _pair(wiring, tensor, stored[placement.scale_of[tensor]], placement)
+    wiring.rewire()
     _drop_clips(wiring)
 
 
@@ -124,7 +127,6 @@ def _quantize_layer(wiring: Wiring, node: NodeProto, input_scale: float, numbers
         if product.ndim:
             product = np.tile(product, bias.size // product.size)
         _dequantized(wiring, node, 2, np.round(bias.astype(np.float64) / product).astype(np.int32), product, 0)
-    wiring.rewire()
 
 
 def _dequantized(wiring: Wiring, node: NodeProto, place: int, integers: Array, scale: Array, axis: int) -> None:
@@ -140,7 +142,7 @@ def _dequantized(wiring: Wiring, node: NodeProto, place: int, integers: Array, s
     new = helper.make_node("DequantizeLinear", inputs, [node.input[place]], name=f"{node.name}_input{place}_dequantize")
     if scale.ndim:
         set_attribute(new, "axis", axis)
-    wiring.nodes.insert(wiring.nodes.index(node), new)
+    wiring.nodes.insert(wiring.index(node), new)
 
 
 def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement) -> None:
@@ -155,12 +157,11 @@ def _pair(wiring: Wiring, tensor: str, numbers: list[str], placement: Placement)
     for reader in readers:
         for i, name in enumerate(reader.input):
             reader.input[i] = out if name == tensor else name
-    at = 0 if maker is None else wiring.nodes.index(maker) + 1
+    at = 0 if maker is None else wiring.index(maker) + 1
     wiring.nodes[at:at] = [
         helper.make_node("QuantizeLinear", [source, *numbers], [integers], name=f"{tensor}_quantize"),
         helper.make_node("DequantizeLinear", [integers, *numbers], [out], name=f"{tensor}_dequantize"),
     ]
-    wiring.rewire()
 
 
 def _drop_clips(wiring: Wiring) -> None:

@@ -68,13 +68,13 @@ def _lift_constants(wiring: Wiring) -> None:
     for node in [n for n in wiring.nodes if n.op_type == "Constant"]:
         value = _constant_value(node)
         if value is not None:
-            wiring.nodes.remove(node)
+            del wiring.nodes[wiring.index(node)]
             wiring.constants[node.output[0]] = numpy_helper.from_array(value, node.output[0])
     wiring.rewire()
     for node in [n for n in wiring.nodes if n.op_type == "Transpose"]:
         value = wiring.constant(node.input[0])
         if value is not None and node.output[0] not in wiring.outputs:
-            wiring.nodes.remove(node)
+            del wiring.nodes[wiring.index(node)]
             turned = np.ascontiguousarray(value.transpose(attribute(node, "perm")))
             wiring.constants[node.output[0]] = numpy_helper.from_array(turned, node.output[0])
     wiring.rewire()
@@ -221,5 +221,5 @@ def _pool_means(wiring: Wiring) -> None:
         if not keepdims:
             mean.output[0] = f"{out}_pooled"
             flat = helper.make_node("Flatten", [mean.output[0]], [out], name=f"{mean.name}_flatten", axis=1)
-            wiring.nodes.insert(wiring.nodes.index(mean) + 1, flat)
+            wiring.nodes.insert(wiring.index(mean) + 1, flat)
         wiring.rewire()

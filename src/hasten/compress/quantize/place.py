@@ -44,8 +44,10 @@ class Placement:
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """For each name in `scale_of`, the tensors with a pair that share its scale."""
-        names = dict.fromkeys(self.scale_of.values())
-        return {name: tuple(t for t in self.pairs if self.scale_of[t] == name) for name in names}
+        found: dict[str, list[str]] = {name: [] for name in self.scale_of.values()}
+        for tensor in self.pairs:
+            found[self.scale_of[tensor]].append(tensor)
+        return {name: tuple(tensors) for name, tensors in found.items()}
 
 
 def place(wiring: Wiring, profile: Profile, *, keep: tuple[str, ...] = ()) -> Placement:

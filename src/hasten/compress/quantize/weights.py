@@ -146,7 +146,7 @@ def _pack(wiring: Wiring, node: NodeProto, step: QuantizeWeights) -> None:
     if step.integer_products:
         attributes["accuracy_level"] = 4  # of their numbering: inputs in 8 bits
     new = helper.make_node("MatMulNBits", inputs, list(node.output), name=node.name, domain="com.microsoft", **attributes)
-    wiring.nodes[wiring.nodes.index(node)] = new
+    wiring.nodes[wiring.index(node)] = new
     wiring.use_domain("com.microsoft", 1)
     wiring.rewire()
 
@@ -222,7 +222,7 @@ def _widen(wiring: Wiring, node: NodeProto, place: int, stored: tuple[Array, Arr
         if value is not None:
             inputs, out = [new[-1].output[0], wiring.share_constant(f"{name}_{what}", value)], f"{base}_{kind.lower()}"
             new.append(helper.make_node(kind, inputs, [out], name=out))
-    at = wiring.nodes.index(node)
+    at = wiring.index(node)
     wiring.nodes[at:at] = new
     node.input[place] = new[-1].output[0]
     wiring.rewire()

@@ -55,6 +55,10 @@ class Wiring:
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
 
+    def index(self, node: NodeProto) -> int:
+        """Where the very node stands; a list would compare it with all before it, field by field."""
+        return next(at for at, other in enumerate(self.nodes) if other is node)
+
     def maker(self, tensor: str) -> NodeProto | None:
         """The node that makes the tensor; None for an input of the graph and for a constant."""
         return self._maker.get(tensor)
@@ -91,11 +95,11 @@ class Wiring:
 
     def remove(self, node: NodeProto, *, keep: str, drop: str) -> None:
         """Takes a node out; whoever made or read the tensor `drop` makes or reads `keep`."""
-        self.nodes.remove(node)
+        del self.nodes[self.index(node)]
         for other in self.nodes:
             for names in (other.input, other.output):
-                for i, name in enumerate(names):
-                    names[i] = keep if name == drop else name
+                if drop in names:
+                    names[:] = [keep if name == drop else name for name in names]
         self.rewire()
 
     def ranks(self) -> dict[str, int]:
@@ -151,7 +155,7 @@ def split_gemm(wiring: Wiring, node: NodeProto) -> NodeProto:
     made = [helper.make_node("MatMul", [node.input[0], name], [f"{out}_product" if bias else out], name=node.name)]
     if bias:
         made.append(helper.make_node("Add", [f"{out}_product", bias], [out], name=f"{node.name}_bias"))
-    at = wiring.nodes.index(node)
+    at = wiring.index(node)
     wiring.nodes[at : at + 1] = made
     wiring.rewire()
     return made[0]

@@ -143,5 +143,7 @@ def orthogonal(u: Tensor, steps: int, coefficients: tuple[float, float, float], 
     x = x / torch.linalg.vector_norm(x).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        square = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        square.diagonal().add_(a)  # aX + (…)X without a copy of X
+        x = square @ x
     return (x if wide else x.T).to(u.dtype)
