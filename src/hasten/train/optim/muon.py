@@ -146,4 +146,5 @@ def orthogonal(u: Tensor, steps: int, coefficients: tuple[float, float, float], 
         square = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         square.diagonal().add_(a)  # aX + (…)X without a copy of X
         x = square @ x
-    return (x if wide else x.T).to(u.dtype)
+    result: Tensor = (x if wide else x.T).to(u.dtype)
+    return result
