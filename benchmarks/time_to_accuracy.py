@@ -348,7 +348,8 @@ def _same(row: Row, rows: list[Row]) -> Row | None:
 
 def _summed(rows: list[Row], missing: list[str]) -> dict[str, Any]:
     table = []
-    for target, loop in dict.fromkeys((r["target"], r["loop"]) for r in rows):
+    names = [(target, loop) for target in TARGETS for loop in METHODS]
+    for target, loop in sorted({(r["target"], r["loop"]) for r in rows}, key=names.index):
         mine = {r["seed"]: r for r in rows if (r["target"], r["loop"]) == (target, loop)}
         ours = {r["seed"]: r for r in rows if (r["target"], r["loop"]) == (target, "hasten")}
         ratios = [r["seconds"] / ours[seed]["seconds"] for seed, r in mine.items() if seed in ours]
