@@ -28,7 +28,7 @@ from hasten.core.data import View
 from hasten.tasks import networks
 from hasten.train import Fit, fit
 
-EPOCHS, SEEDS = 10, 5
+EPOCHS, SEEDS = 10, 20
 DEFAULT = Fit(epochs=EPOCHS)
 TEXTBOOK = replace(
     DEFAULT, optimizer=torch.optim.Adam, learning_rate=1e-3, schedule="constant", warm_up=0.0, weight_decay=0.0, clip=float("inf")
