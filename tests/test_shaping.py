@@ -11,6 +11,7 @@ import pytest
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Recipe, Space, Stage
 from hasten.core.report import Latency, Limit, Measurement, Trial
+from hasten.search import shape as shape_room
 from hasten.search.board import Board
 from hasten.search.catalogue import Catalogue, Settings
 from hasten.search.propose import propose
@@ -207,6 +208,8 @@ def test_a_pass_takes_what_the_last_training_took_by_its_pace_or_beyond_the_untr
     assert board.epoch_s() == pytest.approx(6.0)
     assert board.beside_s() == 5.0  # export, launch, timing and answers, as in the untrained trial
     assert board.training_s(Recipe((Thin(), Train(epochs=2.0)), Quick())) == pytest.approx(2 * 6.0 + 5.0)
+    mending = shape_room._Mending(step=Train(), space={"epochs": (1.0, 8.0)}, shorts=9, longs=1)
+    assert mending._fitting(board, 8.0, 5.0 + 2 * 6.0) == 2.0  # the trial's other 5 s are no training
     seen(half, 9.0, pace_s=300.0, state="failed", measurement=None)  # stopped, and yet its pace is known
     assert board.epoch_s() == pytest.approx(600.0)
 
