@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.core.errors import DataRefused, ModelRefused, UsageError
+from hasten.load import saved
 from hasten.load.files import from_module, open_network, summarize
 from hasten.load.lower import forward
 from networks import NETWORKS, QUICK, equal, lowered, network, program_file, write
@@ -233,3 +234,17 @@ def test_examples_that_are_none() -> None:
             from_module(nn.Identity(), example)
     with pytest.raises(DataRefused, match="numpy can hold"):
         from_module(nn.Identity(), torch.zeros(2, 3, dtype=torch.bfloat16))
+
+
+def test_computed_weights_become_plain_ones(tmp_path: Path) -> None:
+    old, new = nn.utils, nn.utils.parametrizations
+    layers = [norm(nn.Linear(6, 6)) for norm in (old.weight_norm, old.spectral_norm, new.weight_norm, new.spectral_norm)]
+    module = nn.Sequential(*layers)
+    module(torch.randn(4, 6)).sum().backward()  # the older two keep a weight with a history now
+    found = from_module(module, torch.randn(4, 6))
+    assert found.notes == ("4 weights that are computed from others (weight norm, …) are what they come to now",)
+    saved.save(found, tmp_path / "network")
+    again, x = saved.load(tmp_path / "network").module, torch.randn(5, 6)
+    assert torch.allclose(again(x), module.eval()(x), atol=1e-6)
+    assert sorted(again.state_dict()) == sorted(f"{i}.{name}" for i in range(4) for name in ("weight", "bias"))
+    assert len(module.state_dict()) > 8

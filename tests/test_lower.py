@@ -81,6 +81,27 @@ def test_a_fixed_batch_stays_in_the_graph() -> None:
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
 
 
+class Counted(nn.Module):
+    """Makes a number of its batch, as `len` does: torch.export binds it to the example's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.linear = nn.Parameter(torch.ones(1, 1, 4)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        rows = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        return {"y": self.linear(rows), "first": rows[:, 0].reshape(int(x.shape[0]), 2, 2)}
+
+
+def test_a_batch_that_the_code_counts_stays_open() -> None:
+    given = Network(kind="module", body=Counted().eval(), example=(np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32),))
+    graph, program = lower(given).graph, export_program(given).module()
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    for x in (np.ones((1, 5, 4), np.float32), np.ones((7, 5, 4), np.float32)):
+        assert all(map(np.allclose, run(graph.SerializeToString(), (x,)), forward(given, (x,))))
+        assert torch.allclose(program(torch.from_numpy(x))["y"], given.module(torch.from_numpy(x))["y"])
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if x.sum() > 0 else x - 1

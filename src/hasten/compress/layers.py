@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from hasten.core.names import check_met, meets
 from hasten.core.names import nearest as nearest
@@ -21,6 +20,7 @@ from hasten.core.names import patterns as patterns
 from hasten.core.network import Network
 from hasten.load.lift import lift
 from hasten.load.lower import quiet
+from hasten.load.plain import settled
 from hasten.load.program import export_program
 
 
@@ -70,25 +70,6 @@ def _digest(module: nn.Module) -> int:
         plain = value.detach().to_dense() if value.is_sparse else value.detach()
         found = zlib.crc32(plain.contiguous().reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
     return found
-
-
-def settled(network: Network) -> tuple[Network, int]:
-    """The network with plain weights instead of parametrized ones, and how many there were."""
-    if not any(parametrize.is_parametrized(m) for m in network.module.modules()):
-        return network, 0
-    module = copy.deepcopy(network.module).eval()
-    found = 0
-    for part in [m for m in module.modules() if parametrize.is_parametrized(m)]:
-        with torch.no_grad():
-            values = {name: getattr(part, name).detach().clone() for name in part.parametrizations}  # type: ignore[union-attr]
-        learns = {name: any(p.requires_grad for p in part.parametrizations[name].parameters()) for name in values}  # type: ignore[index,union-attr]
-        # Not remove_parametrizations: it deletes from the class, which the copy shares with the user's layer.
-        part.__class__ = part.__class__.__bases__[0]
-        del part.parametrizations
-        for name, value in values.items():
-            part.register_parameter(name, nn.Parameter(value, requires_grad=learns[name]))
-        found += len(values)
-    return network.with_body(module), found
 
 
 def is_lifted(module: nn.Module) -> bool:

@@ -5,7 +5,6 @@ These functions read what strangers wrote and run it: call them in a guarded chi
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from hasten.load.lengths import with_open_lengths
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, run_graph, shorter
 from hasten.load.naming import graph_in_order, module_in_order, said
+from hasten.load.plain import copied, settled
 from hasten.load.source import Source
 from hasten.load.turning import batch_first, in_kept_types, outputs_batch_first, outputs_of_one
 
@@ -239,6 +239,8 @@ def _apart(wanted: Arrays, got: Arrays) -> list[float]:
 def from_module(module: nn.Module, example: Any, names: Sequence[str] = ()) -> Network:
     """A copy of a user's module in eval mode on the CPU. The length of token ids is left open where it takes others; see `lengths`.
 
+    Weights that are computed from others (weight norm, spectral norm, parametrizations) become plain ones, and a note says so.
+
     Args:
         module: is left alone.
         example: a batch: an array or tensor; a tuple or list with one argument of `forward` each; a mapping with its
@@ -259,10 +261,13 @@ def from_module(module: nn.Module, example: Any, names: Sequence[str] = ()) -> N
     if len(names) == len(args) == len(arrays) and calling.by_keyword(module, names):
         args, kwargs = (), dict(zip(names, args, strict=True))
     try:
-        own = copy.deepcopy(module).eval().cpu()
+        own = copied(module).cpu()
     except Exception as why:  # a user's class can raise anything
         raise ModelRefused(f"{type(module).__name__} cannot be copied: {reason(why)}") from why
-    return with_open_lengths(check_forward(Network(kind="module", body=calling.called(own, args, kwargs), example=arrays)))
+    network, computed = settled(Network(kind="module", body=calling.called(own, args, kwargs), example=arrays))
+    if computed:
+        network = replace(network, notes=(f"{computed} weights that are computed from others (weight norm, …) are what they come to now",))
+    return with_open_lengths(check_forward(network))
 
 
 def check_forward(network: Network) -> Network:

@@ -80,30 +80,58 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
+def traced(network: Network, shapes: Any, *, strict: bool = False) -> torch.export.ExportedProgram:
+    """What torch.export makes of the module.
+
+    `strict` follows its bytecode too, and so leaves a batch open that the code makes a number of, as `len(x)` does.
+    """
+    with quiet(), torch.no_grad(), recurrent_by_shape():
+        return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
+
+
+def tensors(network: Network, example: Arrays) -> tuple[torch.Tensor, ...]:
+    """In the float format of the weights."""
+    found = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in example)
+    weights = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), torch.float32)
+    return tuple(a.to(weights) if a.is_floating_point() else a for a in found)
+
+
 def _export(network: Network) -> onnx.ModelProto:
-    count = len(network.example)
-    outputs = len(forward(network, network.example))
     try:
-        with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
-            program = torch.onnx.export(
-                _straightened(network.module),
-                tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes(network),
-                opset_version=OPSET,
-                input_names=_names("x", count),
-                output_names=_names("y", outputs),
-                verbose=False,
-            )
-            assert program is not None
-            _fold_weights(program.model)
-            graph: onnx.ModelProto = program.model_proto
-    except Exception as why:  # the exporter raises whatever its parts raise
+        graph = _written(network, _straightened(network.module))
+        if not network.fixed_batch and _binds(graph):
+            with contextlib.suppress(Exception):  # the exporter raises whatever its parts raise
+                graph = _written(network, traced(network, dynamic_shapes(network), strict=True))
+    except Exception as why:
         raise Unsupported(f"this network cannot be exported to ONNX: {reason(why)}") from why
     if (size := graph.ByteSize()) > 2**31 - 1:
         raise Unsupported(f"the exported ONNX model must stay below 2 GB to hold its weights, got {size / 1e9:.1f} GB")
     # onnxruntime's quantizers stop at shapes that name the batch differently from their own inference.
     del graph.graph.value_info[:]
+    return graph
+
+
+def _binds(graph: onnx.ModelProto) -> bool:
+    """Whether an input takes one batch size only."""
+    return any(dims[0].dim_value for i in graph.graph.input if (dims := i.type.tensor_type.shape.dim))
+
+
+def _written(network: Network, body: nn.Module | torch.export.ExportedProgram) -> onnx.ModelProto:
+    count, outputs = len(network.example), len(forward(network, network.example))
+    with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
+        program = torch.onnx.export(
+            body,
+            tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes(network),
+            opset_version=OPSET,
+            input_names=_names("x", count),
+            output_names=_names("y", outputs),
+            verbose=False,
+        )
+        assert program is not None
+        _fold_weights(program.model)
+        graph: onnx.ModelProto = program.model_proto
     return graph
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
-from hasten.load.lower import TOLERANCE, dynamic_shapes, examples, quiet, reason, relative_difference
-from hasten.load.recurrence import recurrent_by_shape
+from hasten.load.lower import TOLERANCE, dynamic_shapes, examples, quiet, reason, relative_difference, tensors, traced
 
 _CONSTRAINED = "Constraints violated"
 
@@ -26,32 +25,24 @@ def export_program(network: Network) -> torch.export.ExportedProgram:
         Unsupported: naming why torch.export cannot follow it.
     """
     try:
-        return _plain(_exported(network, dynamic_shapes(network)))
+        return _plain(traced(network, dynamic_shapes(network)))
     except Exception as why:  # the exporter raises whatever its parts raise
         if _CONSTRAINED in str(why) and (found := _constrained(network)):
             return _plain(found)
         raise Unsupported(f"torch.export cannot follow this network: {reason(why)}") from why
 
 
-def _exported(network: Network, shapes: Any) -> torch.export.ExportedProgram:
-    with quiet(), torch.no_grad(), recurrent_by_shape():
-        return torch.export.export(network.module, _tensors(network, network.example), dynamic_shapes=shapes)
-
-
-def _tensors(network: Network, example: Arrays) -> tuple[Tensor, ...]:
-    """In the float format of the weights."""
-    tensors = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in example)
-    weights = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), torch.float32)
-    return tuple(a.to(weights) if a.is_floating_point() else a for a in tensors)
-
-
 def _constrained(network: Network) -> torch.export.ExportedProgram | None:
-    """The program where the network bounds its batch, as by a slice up to a large number; None where it takes the example's size alone."""
-    try:
-        found = _exported(network, dynamic_shapes(network, named=False))
-    except Exception:  # the exporter raises whatever its parts raise
-        return None
-    return found if agrees(found, network, examples(network)) else None
+    """The program where the network bounds its batch, as by a slice up to a large number, or makes a number of it, as by `len`.
+
+    None where it takes the example's size alone.
+    """
+    for named in (False, True):
+        with contextlib.suppress(Exception):  # the exporter raises whatever its parts raise
+            found = traced(network, dynamic_shapes(network, named=named), strict=named)
+            if agrees(found, network, examples(network)):
+                return found
+    return None
 
 
 def agrees(program: torch.export.ExportedProgram, network: Network, inputs: Sequence[Arrays]) -> bool:
@@ -59,7 +50,7 @@ def agrees(program: torch.export.ExportedProgram, network: Network, inputs: Sequ
     try:
         with quiet(), torch.no_grad():
             run = program.module()
-            return all(_alike(network.module(*x), run(*x)) for x in (_tensors(network, arrays) for arrays in inputs))
+            return all(_alike(network.module(*x), run(*x)) for x in (tensors(network, arrays) for arrays in inputs))
     except Exception:  # its guards, and the module on another size, raise whatever their parts raise
         return False
 

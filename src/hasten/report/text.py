@@ -121,13 +121,17 @@ def ratio(value: float) -> str:
 
 
 def interval(value: Interval) -> str:
-    """Both ends, rounded outwards.
+    """Both ends, rounded outwards. Of a far end of several thousand, which a few busy launches can give, only that it is one.
 
     >>> interval(Interval(batch=1, value=4.9, low=4.63, high=5.14)), interval(Interval(batch=1, value=1, low=0.987, high=1.021))
     ('4.6–5.2', '0.98–1.03')
+    >>> interval(Interval(batch=1, value=400, low=0.07, high=1950415.2))
+    '0.07–more than 1,000'
     """
     places = 2 if value.low < 1.2 else 1 if value.high < 20 else 0
-    return f"{decimals(value.low, places, ROUND_FLOOR)}–{decimals(value.high, places, ROUND_CEILING)}"
+    far = value.high > 1_000 and value.high > 10 * value.low
+    high = "more than 1,000" if far else decimals(value.high, places, ROUND_CEILING)
+    return f"{decimals(value.low, places, ROUND_FLOOR)}–{high}"
 
 
 def is_share(score_name: str) -> bool:

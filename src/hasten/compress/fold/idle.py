@@ -13,12 +13,13 @@ from hasten.compress import calls
 from hasten.compress.fold.carry import IDLE
 from hasten.compress.fold.compose import geometry
 from hasten.compress.fold.constant import fold_constants
-from hasten.compress.layers import lifted, settled
+from hasten.compress.layers import lifted
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 from hasten.load.lift import lift
 from hasten.load.lower import other_batch, quiet, shorter
+from hasten.load.plain import settled
 from hasten.load.program import export_program
 
 _ATEN = torch.ops.aten
