@@ -85,8 +85,13 @@ def traced(network: Network, shapes: Any, *, strict: bool = False) -> torch.expo
 
     `strict` follows its bytecode too, and so leaves a batch open that the code makes a number of, as `len(x)` does.
     """
-    with quiet(), torch.no_grad(), recurrent_by_shape():
-        return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operator no exporter knows
+    try:
+        with quiet(), torch.no_grad(), recurrent_by_shape():
+            return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def tensors(network: Network, example: Arrays) -> tuple[torch.Tensor, ...]:
