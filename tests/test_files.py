@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from hasten.core.errors import DataRefused, ModelRefused, UsageError
 from hasten.load import saved
 from hasten.load.files import from_module, open_network, summarize
-from hasten.load.lower import forward
+from hasten.load.lower import forward, lower, run_graph
 from networks import NETWORKS, QUICK, equal, lowered, network, program_file, write
 
 
@@ -248,3 +250,38 @@ def test_computed_weights_become_plain_ones(tmp_path: Path) -> None:
     assert torch.allclose(again(x), module.eval()(x), atol=1e-6)
     assert sorted(again.state_dict()) == sorted(f"{i}.{name}" for i in range(4) for name in ("weight", "bias"))
     assert len(module.state_dict()) > 8
+
+
+class Batched(nn.Module):
+    """Takes all its inputs in one dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.embedding = nn.Linear(4, 2), nn.Embedding(10, 2)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.linear(batch["values"]) + self.embedding(batch["kind"])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_forward_of_one_dict_gets_one(named: bool) -> None:
+    module, values, kind = Batched().eval(), torch.randn(3, 4), torch.tensor([1, 2, 3])
+    arrays = {"values": values.numpy(), "kind": kind.numpy()}
+    opened = from_module(module, tuple(arrays.values()), list(arrays)) if named else from_module(module, arrays)
+    assert torch.equal(opened.module(values, kind), module({"values": values, "kind": kind}))
+
+
+def test_what_wraps_a_network_is_taken_off() -> None:
+    plain, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    wrapped = (torch.compile(plain), nn.DataParallel(plain), AveragedModel(plain), torch.jit.script(plain), copy.deepcopy(plain).bfloat16())
+    for module in wrapped:
+        opened = from_module(module, x)
+        assert set(opened.module.state_dict()) == set(plain.state_dict())
+        assert torch.allclose(opened.module(x), plain(x), atol=1e-6 if not opened.notes else 0.05)
+        assert equal(run_graph(lower(opened).graph, (x.numpy(),)), forward(opened, (x.numpy(),)))
+    assert opened.notes == ("its bfloat16 weights are taken as float32",)
+
+
+def test_a_network_in_halves_is_held_to_their_precision() -> None:
+    opened = from_module(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).half(), torch.randn(3, 64).half())
+    assert lower(opened).graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16

@@ -20,7 +20,7 @@ from hasten.core.names import patterns as patterns
 from hasten.core.network import Network
 from hasten.load.lift import lift
 from hasten.load.lower import quiet
-from hasten.load.plain import settled
+from hasten.load.plain import with_plain_weights
 from hasten.load.program import export_program
 
 
@@ -49,7 +49,7 @@ def lifted(network: Network) -> fx.GraphModule:
     known = _LIFTED.get(network)
     if known is None or known[0] != weights:
         with quiet():
-            known = _LIFTED[network] = weights, _as_frozen(network.module, lift(export_program(settled(network)[0])))
+            known = _LIFTED[network] = weights, _as_frozen(network.module, lift(export_program(with_plain_weights(network)[0])))
     return copy.deepcopy(known[1])
 
 

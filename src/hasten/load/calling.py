@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as tree
 
-__all__ = ["Arguments", "by_keyword", "called", "flat"]
+__all__ = ["Arguments", "arranged", "called"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -32,22 +32,34 @@ def called(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return fx.GraphModule(root, graph, "Called").eval()
 
 
-def flat(example: Any) -> tuple[list[Any], Arguments]:
-    """The leaves of an example, and the arguments that a module is called with.
+def arranged(module: nn.Module, example: Any, names: Sequence[str] = ()) -> tuple[list[Any], Arguments]:
+    """The leaves of an example, and the arguments that the module is called with; each argument may be nested.
 
-    A mapping gives keywords, a tuple or list one argument each, anything else one argument; each may be nested.
+    A mapping gives keywords, a tuple or list one argument each, anything else one argument. So does a flat example with `names`
+    that `forward` has in another order. A `forward` of one argument that has none of these names gets them in a dict.
     """
-    if isinstance(example, Mapping):
-        args, kwargs = (), dict(example)
-    else:
-        args, kwargs = (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+    known = _parameters(module)
+    args: tuple[Any, ...] = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    kwargs: dict[str, Any] = {}
+    is_flat = len(names) == len(args) == len(tree.tree_leaves(args))
+    if isinstance(example, Mapping) or (is_flat and _wants_dict(known, names)):
+        args, kwargs = (), dict(example if isinstance(example, Mapping) else zip(names, args, strict=True))
+    elif is_flat and all(n in known for n in names) and list(known)[: len(names)] != list(names):
+        args, kwargs = (), dict(zip(names, args, strict=True))
+    if kwargs and _wants_dict(known, list(kwargs)):
+        args, kwargs = (kwargs,), {}
     return tree.tree_leaves((args, kwargs)), (args, kwargs)
 
 
-def by_keyword(module: nn.Module, names: Sequence[str]) -> bool:
-    """Whether `forward` has an argument of each of these names, and they do not simply stand in its order."""
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     try:
-        known = list(inspect.signature(module.forward).parameters)
+        return inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
-        return False
-    return all(n in known for n in names) and known[: len(names)] != list(names)
+        return {}
+
+
+def _wants_dict(known: Mapping[str, inspect.Parameter], names: Sequence[str]) -> bool:
+    """Whether `forward` has a single argument, and several names that are not its own belong in it."""
+    kinds = {p.kind for p in known.values()}
+    single = len(known) == 1 and kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return single and len(names) > 1 and not set(names) & set(known)

@@ -6,6 +6,7 @@ These functions read what strangers wrote and run it: call them in a guarded chi
 from __future__ import annotations
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from hasten.load.lengths import with_open_lengths
 from hasten.load.lift import lift
 from hasten.load.lower import TOLERANCE, forward, other_batch, reason, relative_difference, run_graph, shorter
 from hasten.load.naming import graph_in_order, module_in_order, said
-from hasten.load.plain import copied, settled
+from hasten.load.plain import copied, settled, unwrapped
 from hasten.load.source import Source
 from hasten.load.turning import batch_first, in_kept_types, outputs_batch_first, outputs_of_one
 
@@ -239,7 +240,9 @@ def _apart(wanted: Arrays, got: Arrays) -> list[float]:
 def from_module(module: nn.Module, example: Any, names: Sequence[str] = ()) -> Network:
     """A copy of a user's module in eval mode on the CPU. The length of token ids is left open where it takes others; see `lengths`.
 
-    Weights that are computed from others (weight norm, spectral norm, parametrizations) become plain ones, and a note says so.
+    What only wraps a network (torch.compile, DataParallel, an average of weights) is taken off, and a ScriptModule is opened like its
+    file. Weights that are computed from others (weight norm, spectral norm, parametrizations) become plain ones and bfloat16 becomes
+    float32; a note says so.
 
     Args:
         module: is left alone.
@@ -251,23 +254,31 @@ def from_module(module: nn.Module, example: Any, names: Sequence[str] = ()) -> N
         ModelRefused: if it cannot be copied, or does not run on the example.
         DataRefused: if an input is no array.
     """
-    leaves, (args, kwargs) = calling.flat(example)
+    module = unwrapped(module)
+    leaves, (args, kwargs) = calling.arranged(module, example, names)
     try:
         arrays = tuple(a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in leaves)
     except TypeError as why:
         raise DataRefused(f"expected inputs that numpy can hold, got one it cannot ({why}); give float32") from why
     if not arrays or any(a.dtype == object or a.ndim == 0 or len(a) == 0 for a in arrays):
         raise DataRefused(f"expected one array per input with at least one row, got {[a.shape for a in arrays]}")
-    if len(names) == len(args) == len(arrays) and calling.by_keyword(module, names):
-        args, kwargs = (), dict(zip(names, args, strict=True))
+    if isinstance(module, torch.jit.ScriptModule):
+        return _from_script(module, arrays)
     try:
-        own = copied(module).cpu()
+        own, notes = settled(copied(module).cpu())
     except Exception as why:  # a user's class can raise anything
         raise ModelRefused(f"{type(module).__name__} cannot be copied: {reason(why)}") from why
-    network, computed = settled(Network(kind="module", body=calling.called(own, args, kwargs), example=arrays))
-    if computed:
-        network = replace(network, notes=(f"{computed} weights that are computed from others (weight norm, …) are what they come to now",))
+    network = Network(kind="module", body=calling.called(own, args, kwargs), example=arrays, notes=notes)
     return with_open_lengths(check_forward(network))
+
+
+def _from_script(module: torch.jit.ScriptModule, example: Arrays) -> Network:
+    from hasten.load.torchscript import open_script
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{module.original_name}.pt"
+        module.save(str(path))
+        return check_forward(_lifted(open_script(path, example), example))
 
 
 def check_forward(network: Network) -> Network:

@@ -224,9 +224,10 @@ def _compare(network: Network, graph: onnx.ModelProto, example: Arrays) -> None:
         if a.shape != b.shape:
             raise Unsupported(f"output {i} of the exported graph must have the module's shape {a.shape}, got {b.shape}")
         difference = relative_difference(a, b)
-        if not difference <= TOLERANCE:
+        tolerance = max(TOLERANCE, float(np.finfo(a.dtype).eps)) if a.dtype.kind == "f" else TOLERANCE
+        if not difference <= tolerance:
             raise Unsupported(
-                f"output {i} of the exported graph must equal the module's to {TOLERANCE}, differs by {difference:.3g} of its largest"
+                f"output {i} of the exported graph must equal the module's to {tolerance:.2g}, differs by {difference:.3g} of its largest"
             )
 
 

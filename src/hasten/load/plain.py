@@ -1,4 +1,4 @@
-"""Weights that are computed from others at each call (weight norm, spectral norm, `torch.nn.utils.parametrize`) as plain ones."""
+"""A user's module without what only training needs: wrappers, weights that are computed from others at each call, bfloat16."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.optim.swa_utils import AveragedModel
 
 from hasten.core.network import Network
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -19,13 +22,32 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(v): v.detach().clone() for v in kept}).eval()
 
 
-def settled(network: Network) -> tuple[Network, int]:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What a wrapper that changes no output holds: of torch.compile, of data parallel training, of an average of weights."""
+    while isinstance(module, _WRAPPERS) or "_orig_mod" in module._modules:  # torch.compile's; importing its class takes seconds
+        module = module.module if isinstance(module, _WRAPPERS) else module._orig_mod  # type: ignore[assignment]
+    return module
+
+
+def settled(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """`module` itself, changed: plain weights instead of computed ones, float32 instead of bfloat16; and what to say about it.
+
+    NumPy and ONNX Runtime on a processor know no bfloat16; its values are values of float32.
+    """
+    notes: tuple[str, ...] = ()
+    if computed := sum(_settle(part) + _settle_hooks(part) for part in list(module.modules())):
+        notes = (f"{computed} weights that are computed from others (weight norm, …) are what they come to now",)
+    if any(p.dtype is torch.bfloat16 for p in module.parameters()):
+        module, notes = module.float(), (*notes, "its bfloat16 weights are taken as float32")
+    return module, notes
+
+
+def with_plain_weights(network: Network) -> tuple[Network, int]:
     """The network with plain weights instead of computed ones, and how many there were."""
     if not any(map(_computes, network.module.modules())):
         return network, 0
     module = copied(network.module)
-    found = sum(_settle(part) + _settle_hooks(part) for part in list(module.modules()))
-    return network.with_body(module), found
+    return network.with_body(module), sum(_settle(part) + _settle_hooks(part) for part in list(module.modules()))
 
 
 def _computes(part: nn.Module) -> bool:

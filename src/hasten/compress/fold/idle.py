@@ -19,7 +19,7 @@ from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 from hasten.load.lift import lift
 from hasten.load.lower import other_batch, quiet, shorter
-from hasten.load.plain import settled
+from hasten.load.plain import with_plain_weights
 from hasten.load.program import export_program
 
 _ATEN = torch.ops.aten
@@ -62,7 +62,7 @@ class FoldIdle:
     def apply(self, network: Network, context: Context) -> Network:
         """The network without them, lifted, in eval mode."""
         del context
-        plain, parametrized = settled(network)
+        plain, parametrized = with_plain_weights(network)
         module = lifted(plain)
         found = parametrized + _pads(module) + self._identities(module, network)
         before = len(module.graph.nodes)
