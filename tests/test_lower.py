@@ -103,6 +103,38 @@ def test_a_batch_that_the_code_counts_stays_open() -> None:
         assert torch.allclose(program(torch.from_numpy(x))["y"], given.module(torch.from_numpy(x))["y"], atol=1e-5)
 
 
+class Bags(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.rows = nn.EmbeddingBag(20, 6, mode=mode)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows(ids)
+
+
+class Prototypes(nn.Module):
+    """Distances to `count` learnt points."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(count, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.points)
+
+
+@pytest.mark.parametrize("module", [*map(Bags, ("mean", "sum", "max")), Prototypes(5), Prototypes(30)], ids=str)
+def test_what_onnx_has_not_is_written_out(module: nn.Module) -> None:
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 20, (4, 7)) if isinstance(module, Bags) else draw.normal(size=(4, 3, 6)).astype(np.float32)
+    given = Network(kind="module", body=module, example=(x,))
+    graph, program = lower(given).graph, export_program(given).module()
+    assert not {"Loop", "If"} & {node.op_type for node in graph.graph.node}
+    for inputs in ((x,), other_batch((x,))):
+        assert np.allclose(run(graph.SerializeToString(), inputs)[0], forward(given, inputs)[0], atol=1e-5)
+        assert np.allclose(program(torch.from_numpy(inputs[0])).detach().numpy(), forward(given, inputs)[0], atol=1e-5)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if x.sum() > 0 else x - 1

@@ -21,6 +21,7 @@ from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.load.recurrence import recurrent_by_shape
 from hasten.load.registry import read_once
+from hasten.load.spelling import Spelled
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +89,7 @@ def traced(network: Network, shapes: Any, *, strict: bool = False) -> torch.expo
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whose operator no exporter knows
     try:
-        with quiet(), torch.no_grad(), recurrent_by_shape():
+        with quiet(), torch.no_grad(), recurrent_by_shape(), Spelled():
             return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -123,7 +124,7 @@ def _binds(graph: onnx.ModelProto) -> bool:
 
 def _written(network: Network, body: nn.Module | torch.export.ExportedProgram) -> onnx.ModelProto:
     count, outputs = len(network.example), len(forward(network, network.example))
-    with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
+    with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight(), Spelled():
         program = torch.onnx.export(
             body,
             tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
