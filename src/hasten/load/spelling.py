@@ -17,20 +17,12 @@ class Spelled(TorchFunctionMode):
     """Bags of rows of an embedding, which ONNX has as a loop over the examples, and distances between all pairs, which it has not."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written: Callable[..., Tensor | None] | None = {F.embedding_bag: _bag, torch.cdist: _distances}.get(func)
+        written = _WRITTEN.get(func)
         found = written(*args, **(kwargs or {})) if written else None
         return func(*args, **(kwargs or {})) if found is None else found
 
 
-def _bag(
-    ids: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    *,
-    mode: str = "mean",
-    per_sample_weights: Tensor | None = None,
-    **others: Any,
-) -> Tensor | None:
+def _bag(ids: Tensor, weight: Tensor, *, mode: str = "mean", per_sample_weights: Tensor | None = None, **others: Any) -> Tensor | None:
     """Of ids (n, length) the mean, sum or maximum of their rows, (n, width); None where that is not all there is to it."""
     if ids.dim() != 2 or any(others.get(name) is not None for name in ("offsets", "max_norm", "padding_idx")):
         return None
@@ -48,3 +40,6 @@ def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: str = "use_mm
         return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1).sqrt()
     squares = a.square().sum(-1, keepdim=True) + b.square().sum(-1).unsqueeze(-2)
     return (squares - 2 * a @ b.transpose(-1, -2)).clamp(min=0).sqrt()
+
+
+_WRITTEN: dict[Callable[..., Any], Callable[..., Tensor | None]] = {F.embedding_bag: _bag, torch.cdist: _distances}
