@@ -55,13 +55,12 @@ def training_memory(found: Row) -> Iterable[tuple[str, ...]]:
 
 def search_peers(found: Row) -> Iterable[tuple[str, ...]]:
     """How many times as fast hasten's result is as each peer's."""
-    networks = [{r["peer"]: r for r in n["rows"]} for n in found["networks"]]
-    yield "", *(n["network"] for n in found["networks"])
-    yield "hasten found", *(n["recipe"] for n in found["networks"])
-    yield "drop at most, points", *(f"{100 * rows['hasten']['upper']:.2f}" for rows in networks)
-    yield "minutes for each", *(f"{n['minutes']:g}" for n in found["networks"])
-    for peer in list(dict.fromkeys(name for rows in networks for name in rows))[1:]:
-        yield peer, *(_over(rows.get(peer)) for rows in networks)
+    peers = list(dict.fromkeys(r["peer"] for n in found["networks"] for r in n["rows"]))[1:]
+    yield "network", "hasten found", "drop at most, points", "minutes for each", *peers
+    for network in found["networks"]:
+        rows = {r["peer"]: r for r in network["rows"]}
+        drop = f"{100 * rows['hasten']['upper']:.2f}"
+        yield network["network"], network["recipe"], drop, f"{network['minutes']:g}", *(_over(rows.get(peer)) for peer in peers)
 
 
 def compression(found: Row) -> Iterable[tuple[str, ...]]:

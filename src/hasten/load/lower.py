@@ -19,6 +19,7 @@ from torch.utils import _pytree as tree
 
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
+from hasten.load.packing import packed_as_padded
 from hasten.load.recurrence import recurrent_by_shape
 from hasten.load.registry import read_once
 from hasten.load.spelling import Spelled
@@ -86,11 +87,18 @@ def traced(network: Network, shapes: Any, *, strict: bool = False) -> torch.expo
 
     `strict` follows its bytecode too, and so leaves a batch open that the code makes a number of, as `len(x)` does.
     """
+    with _tracing(), recurrent_by_shape():
+        return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """What is traced here is written in calls that exporters know."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose operator no exporter knows
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operator none of them knows
     try:
-        with quiet(), torch.no_grad(), recurrent_by_shape(), Spelled():
-            return torch.export.export(network.module, tensors(network, network.example), dynamic_shapes=shapes, strict=strict)
+        with quiet(), torch.no_grad(), Spelled(), packed_as_padded():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -124,7 +132,7 @@ def _binds(graph: onnx.ModelProto) -> bool:
 
 def _written(network: Network, body: nn.Module | torch.export.ExportedProgram) -> onnx.ModelProto:
     count, outputs = len(network.example), len(forward(network, network.example))
-    with quiet(), torch.no_grad(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight(), Spelled():
+    with _tracing(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
         program = torch.onnx.export(
             body,
             tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),

@@ -19,6 +19,15 @@ def turned(trace: Trace, node: fx.Node) -> Axes:
     return x
 
 
+def picked(trace: Trace, node: fx.Node) -> Axes:
+    """index_select: the axis that is picked from must stay."""
+    given = arguments(node)
+    x = trace.whole(node.args[0])
+    dim = given["dim"] % len(x.shape)
+    trace.hold(x, f"{trace.name(node)} picks from it", only=(dim,))
+    return Axes.of(trace.shape(node), [None if a == dim else u for a, u in enumerate(x.plain)])
+
+
 def gated(trace: Trace, node: fx.Node) -> Axes:
     """glu: the first half times a gate from the second."""
     given = arguments(node)

@@ -337,6 +337,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum"), _along),
     **dict.fromkeys(("roll", "flip"), moves.turned),
+    "index_select": moves.picked,
     "index": _looked_up,
     "where": _pointwise,
     **dict.fromkeys((*_POOLS, *_RESIZES, *_PADS, "max_pool2d_with_indices"), _spatial),
