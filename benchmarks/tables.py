@@ -59,7 +59,8 @@ def search_peers(found: Row) -> Iterable[tuple[str, ...]]:
     yield "network", "hasten found", "drop at most, points", "minutes for each", *peers
     for network in found["networks"]:
         rows = {r["peer"]: r for r in network["rows"]}
-        drop = f"{100 * rows['hasten']['upper']:.2f}"
+        own = rows["hasten"]
+        drop = "equal outputs" if own["kept"] and own["upper"] > found["limit"] else f"{100 * own['upper']:.2f}"
         yield network["network"], network["recipe"], drop, f"{network['minutes']:g}", *(_over(rows.get(peer)) for peer in peers)
 
 
