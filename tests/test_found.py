@@ -183,7 +183,8 @@ def test_what_shrinks_behind_maxima_and_merged_axes(build: Callable[[], nn.Modul
 def test_weights_that_are_computed_from_others_are_what_they_come_to() -> None:
     norm = nn.utils.parametrizations.weight_norm
     layers = (norm(nn.Linear(6, 16)), nn.ReLU(), norm(nn.Linear(16, 3)))
-    of = made(seeded(lambda: nn.Sequential(*layers)), draw(20, 6))
+    # As a step meets it: the door makes plain weights of them.
+    of = Network(kind="module", body=seeded(lambda: nn.Sequential(*layers)).eval(), example=(draw(20, 6),))
     assert relative_difference(forward(of, of.example)[0], forward(of.with_body(lifted(of)), of.example)[0]) < 1e-6
     small = PruneStructure(multiple=2).apply(of, context(of))
     assert small.module(torch.zeros(1, 6)).shape == (1, 3)
