@@ -1,7 +1,7 @@
 """Packed sequences (`torch.nn.utils.rnn.pack_padded_sequence`) as padded ones with their lengths, while a network is traced.
 
 How many steps a packed sequence has depends on the lengths, which no exporter can follow. Run over the padding as well, a recurrent
-layer gives the same at every real step; what lies behind is 0, and the last state is that of the last real step.
+layer gives the same at every real step; what lies behind reaches none of them, and the last state is that of the last real step.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _run(layer: Any, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, A
         raise Unsupported("a packed sequence through an LSTM with projections cannot be exported")
     x, lengths, order, back = packed
     steps = torch.arange(x.shape[0]).unsqueeze(1)
-    real, final = (steps < lengths).unsqueeze(-1), (steps == lengths - 1).unsqueeze(-1)
+    final = (steps == lengths - 1).unsqueeze(-1)
     turn = torch.where(steps < lengths, lengths - 1 - steps, steps), torch.arange(x.shape[1])
     is_lstm, ways, last = isinstance(layer, nn.LSTM), 1 + layer.bidirectional, []
     states = None if hx is None else layer.permute_hidden(hx, order)
@@ -71,7 +71,7 @@ def _run(layer: Any, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, A
             out = _once(layer, at, x[turn] if at % ways else x, begin)
             last.append((out * final.to(x.dtype)).sum(0))
             outputs.append(out[turn] if at % ways else out)
-        x = torch.cat(outputs, -1) * real.to(x.dtype)
+        x = torch.cat(outputs, -1)
     hidden: Any = torch.stack(last)
     hidden = (hidden, torch.full_like(hidden, torch.nan)) if is_lstm else hidden
     return PackedSequence(x, lengths, order, back), layer.permute_hidden(hidden, back)
