@@ -41,10 +41,10 @@ def arranged(module: nn.Module, example: Any, names: Sequence[str] = ()) -> tupl
     known = _parameters(module)
     args: tuple[Any, ...] = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     kwargs: dict[str, Any] = {}
-    is_flat = len(names) == len(args) == len(tree.tree_leaves(args))
-    if isinstance(example, Mapping) or (is_flat and _wants_dict(known, names)):
-        args, kwargs = (), dict(example if isinstance(example, Mapping) else zip(names, args, strict=True))
-    elif is_flat and all(n in known for n in names) and list(known)[: len(names)] != list(names):
+    reordered = all(n in known for n in names) and list(known)[: len(names)] != list(names)
+    if isinstance(example, Mapping):
+        args, kwargs = (), dict(example)
+    elif len(names) == len(args) == len(tree.tree_leaves(args)) and (reordered or _wants_dict(known, names)):
         args, kwargs = (), dict(zip(names, args, strict=True))
     if kwargs and _wants_dict(known, list(kwargs)):
         args, kwargs = (kwargs,), {}

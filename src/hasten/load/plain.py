@@ -35,7 +35,7 @@ def settled(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     NumPy and ONNX Runtime on a processor know no bfloat16; its values are values of float32.
     """
     notes: tuple[str, ...] = ()
-    if computed := sum(_settle(part) + _settle_hooks(part) for part in list(module.modules())):
+    if computed := _settle_all(module):
         notes = (f"{computed} weights that are computed from others (weight norm, …) are what they come to now",)
     if any(p.dtype is torch.bfloat16 for p in module.parameters()):
         module, notes = module.float(), (*notes, "its bfloat16 weights are taken as float32")
@@ -47,7 +47,7 @@ def with_plain_weights(network: Network) -> tuple[Network, int]:
     if not any(map(_computes, network.module.modules())):
         return network, 0
     module = copied(network.module)
-    return network.with_body(module), sum(_settle(part) + _settle_hooks(part) for part in list(module.modules()))
+    return network.with_body(module), _settle_all(module)
 
 
 def _computes(part: nn.Module) -> bool:
@@ -57,6 +57,10 @@ def _computes(part: nn.Module) -> bool:
 def _hooks(part: nn.Module) -> list[WeightNorm | SpectralNorm]:
     """Of the older functions `weight_norm` and `spectral_norm`."""
     return [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def _settle_all(module: nn.Module) -> int:
+    return sum(_settle(part) + _settle_hooks(part) for part in list(module.modules()))
 
 
 def _settle(part: nn.Module) -> int:
