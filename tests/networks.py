@@ -289,6 +289,7 @@ NETWORKS: dict[str, Callable[[], Built]] = {
         lambda: Recurrent(nn.LSTM(6, 8, 2, batch_first=True, dropout=0.1, bidirectional=True), 16), lambda: (torch.randn(4, 9, 6),)
     ),
     "gru": _built(lambda: Recurrent(nn.GRU(6, 8, batch_first=True), 8), lambda: (torch.randn(4, 9, 6),)),
+    "rnn": _built(lambda: Recurrent(nn.RNN(6, 8, 2, batch_first=True, bidirectional=True), 16), lambda: (torch.randn(4, 9, 6),)),
     "encoder": _built(Encoder, lambda: (torch.randn(4, 7, 16),)),
     "transformer": _built(Transformer, lambda: (torch.randint(0, 20, (4, 6)),)),
     "dilated": _built(Dilated, lambda: (torch.randn(4, 4, 20),)),

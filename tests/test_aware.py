@@ -144,7 +144,7 @@ def integer_weights(graph: onnx.ModelProto) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVINO()], ids=str)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "cnn" else pytest.mark.long) for n in NETWORKS if n not in ("lstm", "gru")]
+    "name", [pytest.param(n, marks=() if n == "cnn" else pytest.mark.long) for n in NETWORKS if n not in ("lstm", "gru", "rnn")]
 )
 def test_quantizing_afterwards_changes_no_weight(name: str, engine: OnnxRuntime | OpenVINO) -> None:
     of = network(name)

@@ -20,7 +20,7 @@ from hasten.load.program import export_program
 class Reader(nn.Module):
     """Ids that are padded with 0; the answer hangs on the last states, the mean of all steps, or the last cells."""
 
-    def __init__(self, kind: type[nn.LSTM | nn.GRU], says: str, *, ways: int = 1, layers: int = 1, begins: bool = False) -> None:
+    def __init__(self, kind: type[nn.LSTM | nn.GRU | nn.RNN], says: str, *, ways: int = 1, layers: int = 1, begins: bool = False) -> None:
         super().__init__()
         self.says, self.begins, self.states = says, begins, layers * ways
         self.words = nn.Embedding(20, 12)
@@ -52,6 +52,7 @@ READERS = {
     "LSTM, all steps": lambda: Reader(nn.LSTM, "mean", ways=2, layers=2),
     "GRU": lambda: Reader(nn.GRU, "last", layers=2),
     "GRU, all steps": lambda: Reader(nn.GRU, "mean", ways=2),
+    "RNN, two ways, two layers": lambda: Reader(nn.RNN, "last", ways=2, layers=2),
     "GRU with first states": lambda: Reader(nn.GRU, "last", ways=2, begins=True),
 }
 
@@ -72,7 +73,7 @@ def test_packed_networks_shrink(name: str) -> None:
     view = View(inputs=opened.example)
     context = Context(train=view, calibrate=view, original=opened, loss="original")
     smaller = PruneStructure(multiple=1).apply(opened, context)
-    cells = [m for m in smaller.module.modules() if isinstance(m, (nn.LSTM, nn.GRU))]
+    cells = [m for m in smaller.module.modules() if isinstance(m, nn.RNNBase)]
     assert cells
     assert {m.hidden_size for m in cells} == {4}
     assert np.allclose(run_graph(lower(smaller).graph, data(6))[0], forward(smaller, data(6))[0], atol=1e-5)

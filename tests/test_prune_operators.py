@@ -40,6 +40,25 @@ class Weighted(nn.Module):
         return self.last(torch.einsum("bhij,bhjd->bihd", scores, y).flatten(2))
 
 
+class Cells(nn.Module):
+    """A recurrent layer step by step, between two linear ones."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(12, 12), cell, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), 16)
+        if isinstance(self.cell, nn.LSTMCell):
+            cells = state
+            for t in range(x.shape[1]):
+                state, cells = self.cell(self.first(x[:, t]), (state, cells))
+        else:
+            for t in range(x.shape[1]):
+                state = self.cell(self.first(x[:, t]), state)
+        return self.last(state)
+
+
 PICTURE, TOKENS = (2, 3, 8, 8), (2, 6, 12)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
     "pixel_shuffle": (lambda: Between(nn.Conv2d(3, 32, 3), nn.PixelShuffle(2), nn.Conv2d(8, 4, 1)), PICTURE, {"first": 16, "last": 4}),
@@ -62,8 +81,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]
     "rms_norm": (
         lambda: Between(nn.Linear(12, 16), nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 3)),
         TOKENS,
-        {"first": 16, "what.1": 8},
+        {"first": 8, "what.1": 8},
     ),
+    "rms_norm without a weight": (
+        lambda: Between(nn.Linear(12, 16), nn.RMSNorm(16, eps=0.1, elementwise_affine=False), nn.Linear(16, 3)),
+        TOKENS,
+        {"first": 8},
+    ),
+    "mean": (lambda: Between(nn.Linear(12, 16), lambda x: x * x.pow(2).mean(-1, keepdim=True), nn.Linear(16, 3)), TOKENS, {"first": 8}),
+    "mean over all": (lambda: Between(nn.Conv2d(3, 16, 3), lambda x: x - x.mean(), nn.Conv2d(16, 4, 1)), PICTURE, {"first": 8}),
+    "norm": (lambda: Between(nn.Linear(12, 16), lambda x: F.normalize(x, dim=-1), nn.Linear(16, 3)), TOKENS, {"first": 8}),
+    "zeros": (
+        lambda: Between(nn.Linear(12, 16), lambda x: torch.cat([x, torch.zeros(x.shape[0], 6, 16)], 1), nn.Linear(16, 3)),
+        TOKENS,
+        {"first": 8},
+    ),
+    "LSTMCell": (lambda: Cells(nn.LSTMCell(12, 16)), TOKENS, {}),
+    "GRUCell": (lambda: Cells(nn.GRUCell(12, 16, bias=False)), TOKENS, {}),
+    "RNNCell": (lambda: Cells(nn.RNNCell(12, 16, nonlinearity="relu")), TOKENS, {}),
     "repeat_interleave": (
         lambda: Between(nn.Linear(12, 16), lambda x: x.repeat_interleave(2, -1), nn.Linear(32, 3)),
         TOKENS,
@@ -96,7 +131,23 @@ def test_the_weight_of_a_product_shrinks_as_a_layer_does() -> None:
     assert made.get_submodule("0.last").in_features == 16
 
 
+def test_cells_shrink_with_what_stands_before_them() -> None:
+    torch.manual_seed(0)
+    for cell, gates in ((nn.LSTMCell(12, 16), 4), (nn.GRUCell(12, 16), 3), (nn.RNNCell(12, 16), 1)):
+        of = given(Cells(cell), torch.randn(TOKENS))
+        made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
+        shapes = [tuple(made.get_parameter(f"cell.{name}").shape) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        assert shapes == [(gates * 8, 6), (gates * 8, 8), (gates * 8,), (gates * 8,)]
+
+
 def test_what_a_norm_takes_the_mean_of_stays_for_that_reason() -> None:
     """Not because a cut that was tried came out wrong."""
-    structure = analyse(given(CASES["rms_norm"][0](), torch.randn(TOKENS)))
+    structure = analyse(given(Between(nn.Linear(12, 16), nn.LayerNorm(16), nn.Linear(16, 3)), torch.randn(TOKENS)))
     assert "takes its mean" in structure.refused["first"]
+
+
+def test_the_smallest_of_a_vector_sees_zeros() -> None:
+    structure = analyse(
+        given(Between(nn.Linear(12, 16), lambda x: x * x.norm(-1, -1, keepdim=True), nn.Linear(16, 3)), torch.randn(TOKENS))
+    )
+    assert "runs over it" in structure.refused["first"]

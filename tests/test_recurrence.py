@@ -47,7 +47,9 @@ def test_what_is_traced_computes_the_same(kind: str, ways: int) -> None:
     want = forward(network, network.example)[0]
     np.testing.assert_allclose(forward(network.with_body(lifted(network)), network.example)[0], want, atol=1e-6)
     if "projected" not in kind:
-        np.testing.assert_allclose(forward(lower(network), network.example)[0], want, atol=1e-5)
+        graph = lower(network)
+        np.testing.assert_allclose(forward(graph, network.example)[0], want, atol=1e-5)
+        assert [n.op_type for n in graph.graph.graph.node].count(kind.partition(",")[0].upper()) == 2
 
 
 def test_no_step_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:

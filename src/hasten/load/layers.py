@@ -202,15 +202,24 @@ def _embedding(a: Call) -> Layer | None:
     return Layer(kind=nn.Embedding, settings=settings, inputs=(a["indices"],), weights={"weight": a["weight"]})
 
 
+_RECURRENT: dict[str, tuple[type[nn.RNNBase], int, dict[str, Any]]] = {  # module, gates, further settings
+    "aten.lstm": (nn.LSTM, 4, {}),
+    "aten.gru": (nn.GRU, 3, {}),
+    "aten.rnn_tanh": (nn.RNN, 1, {"nonlinearity": "tanh"}),
+    "aten.rnn_relu": (nn.RNN, 1, {"nonlinearity": "relu"}),
+}
+
+
 def _recurrent(a: Call) -> Layer | None:
     """The `.input` overloads; packed sequences stay calls."""
     if "batch_first" not in a:
         return None
-    gates = "lstm" if a.name == "aten.lstm" else "gru"
-    states = a["hx"] if gates == "lstm" else [a["hx"]]
+    kind, gates, nonlinearity = _RECURRENT[a.name]
+    is_lstm = kind is nn.LSTM
+    states = a["hx"] if is_lstm else [a["hx"]]
     first, hidden = a["params"][0], a["params"][1]
     features = int(first.meta["val"].shape[1])
-    width = int(first.meta["val"].shape[0]) // (4 if gates == "lstm" else 3)
+    width = int(first.meta["val"].shape[0]) // gates
     projected = int(hidden.meta["val"].shape[1])
     settings = {
         "input_size": features,
@@ -220,16 +229,15 @@ def _recurrent(a: Call) -> Layer | None:
         "batch_first": a["batch_first"],
         "dropout": a["dropout"],
         "bidirectional": a["bidirectional"],
-    }
+    } | nonlinearity
     if projected != width:
         settings["proj_size"] = projected
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if a["has_biases"] else [])]
     names += ["weight_hr"] if projected != width else []
     ends = [f"_l{i}{way}" for i in range(a["num_layers"]) for way in ("", "_reverse")[: 1 + a["bidirectional"]]]
     weights = dict(zip((name + end for end in ends for name in names), a["params"], strict=True))
-    started = () if all(_is_zero(s) for s in states) else (tuple(states) if gates == "lstm" else states[0],)
-    kind = nn.LSTM if gates == "lstm" else nn.GRU
-    return Layer(kind=kind, settings=settings, inputs=(a["input"], *started), weights=weights, gives=gates)  # type: ignore[arg-type]
+    started = () if all(_is_zero(s) for s in states) else (tuple(states) if is_lstm else states[0],)
+    return Layer(kind=kind, settings=settings, inputs=(a["input"], *started), weights=weights, gives="lstm" if is_lstm else "gru")
 
 
 def _is_zero(node: fx.Node) -> bool:
@@ -299,7 +307,7 @@ _WEIGHTED: dict[str, Reader] = {
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
     "embedding": _embedding,
-    **dict.fromkeys(("lstm", "gru"), _recurrent),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     "prelu": _prelu,
 }
 _READERS: dict[str, Reader] = {f"aten.{name}": reader for name, reader in _WEIGHTED.items()} | {

@@ -20,7 +20,7 @@ from torch.utils import _pytree as tree
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.load.packing import packed_as_padded
-from hasten.load.recurrence import recurrent_by_shape
+from hasten.load.recurrence import recurrent_by_shape, translations
 from hasten.load.registry import read_once
 from hasten.load.spelling import Spelled
 
@@ -132,13 +132,14 @@ def _binds(graph: onnx.ModelProto) -> bool:
 
 def _written(network: Network, body: nn.Module | torch.export.ExportedProgram) -> onnx.ModelProto:
     count, outputs = len(network.example), len(forward(network, network.example))
-    with _tracing(), recurrent_by_shape(("lstm", "gru")), read_once(), _Straight():
+    with _tracing(), recurrent_by_shape(), read_once(), _Straight():
         program = torch.onnx.export(
             body,
             tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in network.example),
             dynamo=True,
             dynamic_shapes=dynamic_shapes(network),
             opset_version=OPSET,
+            custom_translation_table=translations(),
             input_names=_names("x", count),
             output_names=_names("y", outputs),
             verbose=False,

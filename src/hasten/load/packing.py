@@ -16,13 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hasten.core.errors import Unsupported
 
-_RUN: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: torch.lstm, nn.GRU: torch.gru}
+_RUN: dict[str, Callable[..., Any]] = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
 @contextlib.contextmanager
 def packed_as_padded() -> Iterator[None]:
     """Within it a `PackedSequence` holds the padded sequence (length, n, width) and, as its batch sizes, the lengths (n,)."""
-    usual = [(kind, kind.forward) for kind in _RUN]
+    usual = [(kind, kind.forward) for kind in (nn.LSTM, nn.GRU, nn.RNN)]
     try:
         torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence = _packed, _padded  # type: ignore[assignment]
         for kind, forward in usual:
@@ -87,6 +87,5 @@ def _begin(layer: Any, x: Tensor, states: Any, at: int) -> Any:
 
 
 def _once(layer: Any, at: int, x: Tensor, begin: Any) -> Tensor:
-    run = next(run for kind, run in _RUN.items() if isinstance(layer, kind))
-    outputs: Tensor = run(x, begin, layer.all_weights[at], layer.bias, 1, 0.0, False, False, False)[0]
+    outputs: Tensor = _RUN[layer.mode](x, begin, layer.all_weights[at], layer.bias, 1, 0.0, False, False, False)[0]
     return outputs

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from torch import fx, nn
 
+from hasten.compress.prune import recurrent
 from hasten.compress.prune.trace import Result, Trace
 from hasten.compress.prune.units import Axes, Ids, tie_rows
 
@@ -140,35 +140,6 @@ def _embedding(trace: Trace, node: fx.Node) -> Axes:
     return Axes.of(trace.shape(node), (*trace.of(node.args[0]).plain, weight.plain[1]))
 
 
-def _recurrent(trace: Trace, node: fx.Node) -> Result | None:
-    """The same hidden units leave every gate, both directions and all layers of one module."""
-    layer, x, units = _layer(trace, node), trace.whole(node.args[0]), trace.units
-    gates = 4 if isinstance(layer, nn.LSTM) else 3
-    ways = 2 if layer.bidirectional else 1
-    hidden: Ids | None = None
-    for name, tensor in layer.named_parameters(recurse=False):
-        axes = trace.parameter(tensor, writes=0 if name.startswith("weight_ih") else None)
-        if layer.proj_size:
-            trace.hold(axes, f"{node.target} projects its states")
-            continue
-        rows = _table(axes.plain[0], gates)
-        tie_rows(units, rows.T)
-        hidden = rows[0] if hidden is None else hidden
-        units.tie(hidden, rows[0], "")
-        if name.startswith("weight_hh"):
-            units.tie(hidden, axes.plain[1], "")
-        if name.startswith("weight_ih"):
-            below = x.plain[-1] if "_l0" in name else np.tile(hidden, ways)
-            units.tie(below, axes.plain[1], f"{node.target} reads it, and it cannot shrink")
-    for given in node.all_input_nodes[1:]:
-        units.tie(trace.of(given).plain[-1], hidden, f"{node.target} is given its first states")
-    outputs, states = trace.shape(node)
-    both = None if hidden is None else np.tile(hidden, ways)
-    last = [Axes.of(s, (*[None] * (len(s) - 1), hidden)) for s in (states if isinstance(states, list) else [states])]
-    result = Axes.of(outputs, (*x.plain[:-1], both))
-    return [result, last if isinstance(states, list) else last[0]]
-
-
 def _prelu(trace: Trace, node: fx.Node) -> Axes:
     layer, x = _layer(trace, node), trace.whole(node.args[0])
     if layer.num_parameters > 1:
@@ -195,7 +166,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
-    **dict.fromkeys((nn.LSTM, nn.GRU), _recurrent),
+    **dict.fromkeys(recurrent.KINDS, recurrent.layers),
     nn.PReLU: _prelu,
     **dict.fromkeys(_POINTWISE, _through),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from hasten.compress.prune import moves, products
+from hasten.compress.prune import moves, products, recurrent
 from hasten.compress.prune.trace import Result, Trace
 from hasten.compress.prune.units import Axes, Ids, Joint, reshaped
 from hasten.load.layers import arguments
@@ -28,11 +28,14 @@ def follow(trace: Trace, node: fx.Node) -> Result | None:
         return _item(trace, node)
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
+    name = str(node.target.overloadpacket).removeprefix("aten.").rstrip("_")  # in place or not
+    if name in FILLED:
+        return _filled(trace, node)
     if not any(trace.results.get(given) is not None for given in node.all_input_nodes):
         return trace.bare(node)  # made from nothing but numbers
     if torch.Tag.pointwise in node.target.tags:
         return _pointwise(trace, node)
-    rule = _RULES.get(str(node.target.overloadpacket).removeprefix("aten.").rstrip("_"))  # in place or not
+    rule = _RULES.get(name)
     return None if rule is None else rule(trace, node)
 
 
@@ -107,7 +110,9 @@ def _permuted(x: Axes, order: list[int]) -> Axes:
 def _expand(trace: Trace, node: fx.Node) -> Axes:
     x, shape = trace.whole(node.args[0]), trace.shape(node)
     old, ids = (1,) * (len(shape) - len(x.shape)) + x.shape, (None,) * (len(shape) - len(x.shape)) + x.plain
-    return Axes.of(shape, [u if a == b else None for u, a, b in zip(ids, old, shape, strict=True)])
+    other = arguments(node).get("other")  # expand_as
+    spread = trace.whole(other).plain if other is not None else (None,) * len(shape)
+    return Axes.of(shape, [u if a == b else over for u, over, a, b in zip(ids, spread, old, shape, strict=True)])
 
 
 def _repeat(trace: Trace, node: fx.Node) -> Axes:
@@ -215,29 +220,38 @@ def _without(trace: Trace, node: fx.Node, dim: int, index: int | None) -> Axes:
 
 
 def _total(trace: Trace, node: fx.Node) -> Result | None:
-    """A sum over an axis: what is zero may be missing. Each of its results has the axes that are left."""
+    """A sum over an axis: what is zero may be missing, and a mean is told of how many. Each result has the axes that are left."""
     given, x, shape = arguments(node), trace.whole(node.args[0]), trace.shape(node)
-    over = _over(given.get("dim"), len(x.shape))
+    over = reduced(given.get("dim"), len(x.shape))
     left = [None if a in over else u for a, u in enumerate(x.plain) if given.get("keepdim") or a not in over]
     return Axes.of(shape, left) if isinstance(shape, tuple) else [Axes.of(one, left) for one in shape]
 
 
-def _over(dims: Any, axes: int) -> list[int]:
+def reduced(dims: Any, axes: int) -> list[int]:
     """The axes that a reduction runs over; all where none is named."""
     named = list(dims) if isinstance(dims, (list, tuple)) else [] if dims is None else [dims]
     return [d % axes for d in named] or list(range(axes))
 
 
 def _statistic(trace: Trace, node: fx.Node) -> Result | None:
-    """A mean, a maximum, …: the axes that it runs over must stay, the others go through."""
+    """A maximum, a variance, …: the axes that it runs over must stay, the others go through."""
     x = trace.whole(node.args[0])
-    trace.hold(x, f"{trace.name(node)} runs over it", only=tuple(_over(arguments(node).get("dim"), len(x.shape))))
+    trace.hold(x, f"{trace.name(node)} runs over it", only=tuple(reduced(arguments(node).get("dim"), len(x.shape))))
     return _total(trace, node)
 
 
 def _filled(trace: Trace, node: fx.Node) -> Result | None:
-    """A tensor of one value: of its first argument it takes the type and nothing else."""
-    return trace.bare(node)
+    """A tensor of one value may be as wide as what it meets; of another tensor it takes the type and nothing else."""
+    shape, written = trace.shape(node), arguments(node)["size"]
+    ids = [trace.units.new(size) if isinstance(size, int) and size > 1 else None for size in written]
+    return Axes.of(shape, ids) if len(ids) == len(shape) else trace.bare(node)
+
+
+def _length(trace: Trace, node: fx.Node) -> Result | None:
+    """The length of a vector does not see zeros, unless it is that of its smallest element."""
+    given = arguments(node)
+    order = given.get("p", given.get("ord"))
+    return _statistic(trace, node) if isinstance(order, (int, float)) and order < 0 else _total(trace, node)
 
 
 def _along(trace: Trace, node: fx.Node) -> Axes:
@@ -301,18 +315,19 @@ def _instance_norm(trace: Trace, node: fx.Node) -> Axes:
 
 
 def _rms_norm(trace: Trace, node: fx.Node) -> Axes:
-    """As a layer norm: the axes that it takes the mean of must stay, the others go through."""
+    """The mean of squares: what is zero may be missing where the call is told of how many."""
     given = arguments(node)
-    x, why = trace.whole(given["input"]), f"{trace.name(node)} takes its mean"
-    trace.hold(x, why, only=tuple(range(len(x.shape) - len(given["normalized_shape"]), len(x.shape))))
+    x, why = trace.whole(given["input"]), f"{trace.name(node)} reads it, and it cannot shrink"
     if trace.is_tensor(given.get("weight")):
-        trace.hold(trace.whole(given["weight"]), why)
+        for back, ids in enumerate(reversed(trace.whole(given["weight"]).plain), start=1):
+            trace.units.tie(x.plain[-back], ids, why)
     return x
 
 
 _STATISTICS = (
-    "mean", "amax", "amin", "var", "std", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp", "norm", "linalg_vector_norm",
+    "amax", "amin", "var", "std", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp",
 )  # fmt: skip
+FILLED = tuple(f"{new}{kind}" for new in ("", "new_") for kind in ("zeros", "ones", "full"))
 _POOLS = tuple(f"{kind}{axes}d" for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool") for axes in (1, 2, 3))
 _RESIZES = tuple(
     f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "bilinear2d", "linear1d", "bicubic2d", "trilinear3d")
@@ -320,6 +335,7 @@ _RESIZES = tuple(
 _PADS = tuple(f"{kind}_pad{axes}d" for kind in ("reflection", "replication") for axes in (1, 2, 3))
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _same),
     **dict.fromkeys(("dropout", "native_dropout", "feature_dropout"), _same),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"), _view),
     "permute": _permute,
@@ -332,8 +348,8 @@ _RULES: dict[str, Rule] = {
     "slice": _slice,
     "select": _select,
     "unbind": _unbind,
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _filled),
-    "sum": _total,
+    **dict.fromkeys(("sum", "mean"), _total),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), _length),
     **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum"), _along),
     **dict.fromkeys(("roll", "flip"), moves.turned),
@@ -354,4 +370,5 @@ _RULES: dict[str, Rule] = {
     "repeat_interleave": moves.repeated,
     "instance_norm": _instance_norm,
     "rms_norm": _rms_norm,
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), recurrent.cell),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hasten.compress.prune import recurrent
+from hasten.compress.prune.operators import FILLED, reduced
 from hasten.compress.prune.trace import Trace
 from hasten.compress.prune.units import Axes, Ids
 from hasten.core.errors import Unsupported
@@ -18,6 +21,7 @@ from hasten.load.layers import arguments
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _SIZES = {"view": "size", "reshape": "shape", "_unsafe_view": "size", "unflatten": "sizes", "expand": "size"}
+_SIZES |= dict.fromkeys(FILLED, "size")
 
 
 def without(module: fx.GraphModule, trace: Trace, gone: Ids) -> fx.GraphModule:
@@ -27,7 +31,7 @@ def without(module: fx.GraphModule, trace: Trace, gone: Ids) -> fx.GraphModule:
     _slice(new, trace, gone)
     for name, layer in new.named_modules():
         _tell_sizes(layer, groups.get(name, 1))
-    for old, node in zip(module.graph.nodes, new.graph.nodes, strict=True):
+    for old, node in zip(module.graph.nodes, list(new.graph.nodes), strict=True):
         if old.op == "call_function" and isinstance(old.target, torch._ops.OpOverload):
             _rewrite(trace, old, node, gone)
     new.graph.lint()
@@ -78,7 +82,7 @@ def _tell_sizes(layer: Any, per_group: int) -> None:
         layer.num_groups = layer.num_channels // per_group
     elif type(layer) is nn.Embedding:
         layer.embedding_dim = layer.weight.shape[1]
-    elif type(layer) in (nn.LSTM, nn.GRU) and not layer.proj_size:
+    elif type(layer) in recurrent.KINDS and not layer.proj_size:
         layer.input_size, layer.hidden_size = int(layer.weight_ih_l0.size(1)), int(layer.weight_hh_l0.size(1))
     elif type(layer) is nn.PReLU:
         layer.num_parameters = layer.weight.numel()
@@ -98,6 +102,8 @@ def _rewrite(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
     elif name == "slice":
         _cut(trace, old, node, gone)
+    elif name in ("mean", "rms_norm"):
+        _tell_of_zeros(trace, old, node, gone)
 
 
 def _first_axis(trace: Trace, node: fx.Node, name: str) -> int:
@@ -132,6 +138,25 @@ def _cut(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
         if isinstance(bound, int):
             inside = min(max(bound + len(stays) if bound < 0 else bound, 0), len(stays))
             _set(node, name, int(stays[:inside].sum()))
+
+
+def _tell_of_zeros(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
+    """A mean is over all that were there: those that are gone were zero."""
+    given, x = arguments(old), trace.of(old.args[0])
+    square = "normalized_shape" in given
+    over = range(-len(given["normalized_shape"]), 0) if square else reduced(given.get("dim"), len(x.shape))
+    sizes = x.sizes(trace.units, gone)
+    share = math.prod(sizes[a] for a in over) / math.prod(x.shape[a] for a in over)
+    if share == 1:
+        return
+    if square:  # x / √(share · m + ε) = (x / √(m + ε / share)) / √share
+        eps = given["eps"] if given.get("eps") is not None else torch.finfo(next(trace.module.parameters()).dtype).eps
+        _set(node, "normalized_shape", [sizes[a] for a in over])
+        _set(node, "eps", eps / share)
+        share **= -0.5
+    with node.graph.inserting_after(node):
+        told = node.graph.call_function(torch.ops.aten.mul.Tensor, (node, share))
+    node.replace_all_uses_with(told, delete_user_cb=lambda user: user is not told)
 
 
 def _set(node: fx.Node, argument: str, value: Any) -> None:
@@ -170,7 +195,7 @@ def unstack(module: fx.GraphModule) -> fx.GraphModule:
         layer = module.get_submodule(str(node.target))
         single = sum(other.op == "call_module" and other.target == node.target for other in module.graph.nodes) == 1
         outputs_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-        if isinstance(layer, (nn.LSTM, nn.GRU)) and layer.num_layers > 1 and single and outputs_only and len(node.all_input_nodes) == 1:
+        if isinstance(layer, recurrent.KINDS) and layer.num_layers > 1 and single and outputs_only and len(node.all_input_nodes) == 1:
             _unstack(module, node, layer)
     module.graph.lint()
     module.recompile()
@@ -190,7 +215,7 @@ def _unstack(module: fx.GraphModule, node: fx.Node, layer: Any) -> None:
                 bias=layer.bias,
                 batch_first=layer.batch_first,
                 bidirectional=layer.bidirectional,
-                **({"proj_size": layer.proj_size} if layer.proj_size else {}),
+                **{name: getattr(layer, name) for name in ("proj_size", "nonlinearity") if getattr(layer, name, None)},
             )
         for name, _ in list(one.named_parameters()):
             setattr(one, name, getattr(layer, name.replace("_l0", f"_l{i}")))
