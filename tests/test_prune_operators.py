@@ -151,3 +151,42 @@ def test_the_smallest_of_a_vector_sees_zeros() -> None:
         given(Between(nn.Linear(12, 16), lambda x: x * x.norm(-1, -1, keepdim=True), nn.Linear(16, 3)), torch.randn(TOKENS))
     )
     assert "runs over it" in structure.refused["first"]
+
+
+class Standardized(nn.Conv2d):
+    """Every filter has mean 0 and variance 1 whenever it is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        weight = (self.weight - mean) / (self.weight.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_weights_that_hold_their_inputs_are_made_once_for_all() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), Standardized(16, 32, 3), nn.ReLU(), Standardized(32, 16, 3), nn.Flatten(), nn.Linear(64, 4))
+    of = given(net, torch.randn(PICTURE))
+    structure = analyse(of)
+    assert [len(f) for f in structure.families] == [16, 32, 16]
+    made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
+    assert [tuple(p.shape) for p in made.parameters() if p.dim() == 4] == [(8, 3, 3, 3), (16, 8, 3, 3), (8, 16, 3, 3)]
+
+
+class Adapted(nn.Linear):
+    """A weight and what was added to it in training, as two thin factors."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.up @ self.down, self.bias)
+
+
+def test_weights_that_shrink_as_they_are_stay_computed() -> None:
+    torch.manual_seed(0)
+    of = given(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), Adapted(16, 3)), torch.randn(2, 12))
+    made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
+    assert {n: tuple(p.shape) for n, p in made.named_parameters()} == {
+        "0.weight": (8, 12), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,), "2.down": (2, 8), "2.up": (3, 2),
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from hasten.core.errors import ModelRefused, UsageError
 from hasten.load.guards import plain_file
 from hasten.load.guards.graphs import check_model, tensors
 from hasten.load.lower import reason
+from hasten.load.padding import keep_zeros
 
 _LIMIT = 2**31 - 1
 
@@ -59,6 +60,7 @@ def open_graph(path: Path) -> onnx.ModelProto:
         raise
     except Exception as why:  # protobuf, the checker and the file system each raise their own
         raise ModelRefused(f"{path.name} is no ONNX model that can be read ({reason(why)}); export it again") from why
+    keep_zeros(copy)
     return copy
 
 

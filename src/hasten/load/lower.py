@@ -20,6 +20,7 @@ from torch.utils import _pytree as tree
 from hasten.core.errors import Unsupported
 from hasten.core.network import Arrays, Network
 from hasten.load.packing import packed_as_padded
+from hasten.load.padding import keep_zeros
 from hasten.load.recurrence import recurrent_by_shape, translations
 from hasten.load.registry import read_once
 from hasten.load.spelling import Spelled
@@ -147,6 +148,7 @@ def _written(network: Network, body: nn.Module | torch.export.ExportedProgram) -
         assert program is not None
         _fold_weights(program.model)
         graph: onnx.ModelProto = program.model_proto
+    keep_zeros(graph)
     return graph
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from hasten.compress.calls import finish, free_name
+from hasten.compress.layers import lifted
+from hasten.core.network import Network
+from hasten.load.lift import lift
+from hasten.load.lower import quiet
+from hasten.load.program import export_program
 
+_ATEN = torch.ops.aten
+_PRODUCTS = frozenset({_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d, _ATEN.convolution, _ATEN.linear})
 _LARGEST = 2**20  # numbers; a larger table than its sources is slower to read than to make
 
 
@@ -53,6 +60,28 @@ def fold_constants(module: fx.GraphModule) -> list[str]:
         made.append(name)
     finish(module)
     return made
+
+
+def as_layers(network: Network, module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """The module, lifted anew where a convolution or a product reads one of these as its weight: it is a layer now."""
+    new = [n for n in module.graph.nodes if n.op == "get_attr" and n.target in names]
+    if not any(_multiplies(user) for n in new for user in n.users):
+        return module
+    with quiet():
+        return lift(export_program(network.with_body(module)))
+
+
+def with_made_weights(network: Network) -> Network | None:
+    """The network where weights of convolutions and products that are computed from others are made once, or None where there are none."""
+    module = lifted(network)
+    if not any(_multiplies(n) for n in module.graph.nodes):
+        return None
+    names = fold_constants(module)
+    return network.with_body(as_layers(network, module, names)) if names else None
+
+
+def _multiplies(node: fx.Node) -> bool:
+    return getattr(node.target, "overloadpacket", None) in _PRODUCTS
 
 
 def _pure(node: fx.Node) -> bool:

@@ -12,15 +12,13 @@ from torch import Tensor, fx, nn
 from hasten.compress import calls
 from hasten.compress.fold.carry import IDLE
 from hasten.compress.fold.compose import geometry
-from hasten.compress.fold.constant import fold_constants
+from hasten.compress.fold.constant import as_layers, fold_constants
 from hasten.compress.layers import lifted
 from hasten.core.errors import Unsupported
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
-from hasten.load.lift import lift
-from hasten.load.lower import other_batch, quiet, shorter
+from hasten.load.lower import other_batch, shorter
 from hasten.load.plain import with_plain_weights
-from hasten.load.program import export_program
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset({_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view, _ATEN.flatten, _ATEN.unflatten, _ATEN.squeeze, _ATEN.unsqueeze})
@@ -28,7 +26,6 @@ _SIZED = frozenset({_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view})  # their arg
 _IF_SAME_SHAPE = _VIEWS | {_ATEN.expand, _ATEN.slice, _ATEN.alias, _ATEN.to, _ATEN._to_copy, _ATEN.detach}
 _NEUTRAL = {_ATEN.add: 0, _ATEN.sub: 0, _ATEN.mul: 1, _ATEN.div: 1, _ATEN.pow: 1}
 _PADS = (_ATEN.constant_pad_nd.default, _ATEN.pad.default)
-_PRODUCTS = frozenset({_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d, _ATEN.convolution, _ATEN.linear})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +67,7 @@ class FoldIdle:
         found += before - len(module.graph.nodes) if names else 0
         if not found:
             raise Unsupported("FoldIdle needs a call that changes nothing or depends on no input, found none")
-        if names and _weights_of_calls(module, names):
-            with quiet():  # a convolution whose weight was computed is a layer now
-                module = lift(export_program(network.with_body(module)))
-        return network.with_body(calls.finish(module))
+        return network.with_body(calls.finish(as_layers(network, module, names)))
 
     @classmethod
     def space(cls, network: Network) -> Space:
@@ -176,9 +170,3 @@ def _padding(node: fx.Node, axes: int) -> tuple[int, ...] | None:
     if mode != "constant" or value not in ((), (0,), (None,)) or not plain:
         return None
     return (0,) * (axes - len(sides)) + tuple(a for a, _ in reversed(sides))
-
-
-def _weights_of_calls(module: fx.GraphModule, names: Sequence[str]) -> bool:
-    """Whether a convolution or a product reads one of these as its weight."""
-    new = [n for n in module.graph.nodes if n.op == "get_attr" and n.target in names]
-    return any(_packet(user) in _PRODUCTS for n in new for user in n.users)

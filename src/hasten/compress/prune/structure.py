@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from hasten.compress import layers as lifting
+from hasten.compress.fold.constant import with_made_weights
 from hasten.compress.prune import rewrite
 from hasten.compress.prune.trace import Place, Trace
 from hasten.compress.prune.units import Ids
@@ -107,9 +108,17 @@ class Structure:
 def analyse(network: Network) -> Structure:
     """Finds what may be taken out of a module and checks every family by itself.
 
+    Where more can go once weights that are computed from others (as by weight standardization) are made once and for all, they are.
+
     Raises:
         Unsupported: where torch.export cannot follow the module.
     """
+    found, other = _analysed(network), with_made_weights(network)
+    made = found if other is None else _analysed(other)
+    return made if len(made.families) > len(found.families) else found
+
+
+def _analysed(network: Network) -> Structure:
     module = rewrite.unstack(rewrite.flatten(lifting.lifted(network)))
     trace = Trace(module, network.example)
     structure = Structure(module, trace, network, ())
