@@ -222,6 +222,48 @@ def test_smooth_networks_round_better() -> None:
     assert error(of, Smooth().apply(of, context(of))) < 0.5 * error(of, of)
 
 
+class WrittenOut(nn.Module):
+    """An RMS norm in single operators, as in networks of `transformers`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, WrittenOut])
+def test_smooth_knows_norms_of_squares(norm: Callable[[int], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(norm(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        module.get_parameter("0.weight")[::5] = 60.0
+        module.get_parameter("1.weight")[:, ::5] *= 0.02
+    of = made_of(module, 5, 16)
+    made = Smooth().apply(of, context(of))
+    assert equal(forward(of, of.example), forward(made, of.example))
+    spread = [torch.aminmax(m.module.get_parameter("0.weight")) for m in (of, made)]
+    assert spread[1].max / spread[1].min < 0.5 * spread[0].max / spread[0].min
+    kept = Smooth(keep=("0",)).apply(of, context(of)).module
+    assert torch.equal(kept.get_parameter("0.weight"), of.module.get_parameter("0.weight"))
+    assert not torch.equal(kept.get_parameter("1.weight"), of.module.get_parameter("1.weight"))  # by the linear layer behind it
+
+
+def test_a_scale_that_something_else_reads_stays() -> None:
+    class Twice(WrittenOut):
+        def __init__(self) -> None:
+            super().__init__(16)
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.weight * x) + self.weight.sum()
+
+    of = made_of(Twice(), 5, 16)
+    with pytest.raises(Unsupported, match="found none"):
+        Smooth().apply(of, context(of))
+
+
 def test_smooth_leaves_a_norm_with_a_shortcut_alone() -> None:
     of = network("encoder")  # post-norm: both norms feed shortcuts
     made = Smooth().apply(of, context(of))
@@ -246,7 +288,7 @@ def test_smooth_on_tokens_and_with_dead_channels() -> None:
 
 def test_smooth_refuses() -> None:
     of = made_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), 3, 4, 4)
-    with pytest.raises(Unsupported, match="needs a layer norm or linear layer that only linear layers read"):
+    with pytest.raises(Unsupported, match="needs a norm, scale or linear layer that only linear layers read"):
         Smooth().apply(of, context(of))
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.5"):
         Smooth(alpha=1.5)

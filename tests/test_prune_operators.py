@@ -83,8 +83,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]
         TOKENS,
         {"first": 8, "what.1": 8},
     ),
-    "rms_norm without a weight": (
-        lambda: Between(nn.Linear(12, 16), nn.RMSNorm(16, eps=0.1, elementwise_affine=False), nn.Linear(16, 3)),
+    "rms_norm twice": (
+        lambda: Between(nn.Linear(12, 16), nn.Sequential(nn.RMSNorm(16, eps=0.1), nn.RMSNorm(16)), nn.Linear(16, 3)),
         TOKENS,
         {"first": 8},
     ),

@@ -185,6 +185,13 @@ def _layer_norm(a: Call) -> Layer | None:
     return Layer(kind=nn.LayerNorm, settings=settings, inputs=(a["input"],), weights=weights, gives=a.gives)
 
 
+def _rms_norm(a: Call) -> Layer | None:
+    if a["weight"] is None:
+        return None
+    settings = {"normalized_shape": tuple(a["normalized_shape"]), "eps": a["eps"]}
+    return Layer(kind=nn.RMSNorm, settings=settings, inputs=(a["input"],), weights={"weight": a["weight"]}, gives=a.gives)
+
+
 def _group_norm(a: Call) -> Layer | None:
     weight, bias = a["weight"], a["bias"]
     if weight is None or bias is None:
@@ -305,6 +312,7 @@ _WEIGHTED: dict[str, Reader] = {
     **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(("_native_batch_norm_legit_functional", "_batch_norm_with_update_functional"), _batch_norm),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
+    "rms_norm": _rms_norm,
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
     "embedding": _embedding,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),

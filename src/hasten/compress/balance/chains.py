@@ -149,7 +149,7 @@ def scale_output(layer: Any, factor: Tensor) -> None:
     else:
         scaled = (weight.unflatten(0, (groups, -1)) * spread).flatten(0, 1)
     layer.weight.copy_(scaled)
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         layer.bias.copy_(layer.bias.double() * factor)
 
 

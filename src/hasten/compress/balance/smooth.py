@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, fx, nn
 from hasten.compress import layers
 from hasten.compress.balance.chains import incoming, pairs, scale_input, scale_output, unshared
 from hasten.core.errors import DataRefused, Unsupported
+from hasten.core.names import meets
 from hasten.core.network import Kind, Network
 from hasten.core.recipe import Aim, Context, Space, Stage
 
@@ -22,11 +25,12 @@ _LEAST = 1e-5  # a channel that is never larger, or that no weight reads, stays
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth:
-    """Divides the inputs of linear layers by a factor per channel, in the layer norm or linear layer before, and multiplies their weights.
+    """Divides the inputs of linear layers by a factor per channel, in the norm, scale or linear layer before, and multiplies their weights.
 
     s_j = max |X_j|^α / max |W_j|^(1−α), X_j channel j of the inputs on the calibrate view, W_j the weights that read it, of all linear
-    layers behind one norm together. The function stays. A norm with any other reader (a shortcut, say) is left alone; between two linear
-    layers may lie what `Equalize` allows. The result is in the lifted form.
+    layers behind one norm together. The function stays. A scale is a weight that a product multiplies each channel with, as at the end
+    of an RMS norm that is written out. A norm or scale with any other reader (a shortcut, say) is left alone; between two linear layers
+    may lie what `Equalize` allows. The result is in the lifted form.
 
     Args:
         alpha: share of the outliers' size that moves into the weights, in [0, 1]: 0 leaves it all to the weights' own range, 1 makes all
@@ -62,17 +66,17 @@ class Smooth:
         """The network with smooth activations.
 
         Raises:
-            Unsupported: where no norm or linear layer is read by linear layers alone, where activations are not finite, or torch.export
-                cannot follow the module.
+            Unsupported: where no norm, scale or linear layer is read by linear layers alone, where activations are not finite, or
+                torch.export cannot follow the module.
             UsageError: where a pattern meets no layer.
             DataRefused: on too few calibration examples for one batch.
         """
         made = layers.lifted(network)
         readable = set(layers.named(made, (nn.Linear,), only=self.only, keep=self.keep))
-        givable = set(layers.named(made, (nn.Linear, nn.LayerNorm), keep=self.keep))
-        groups = {s: readers for s, readers in _groups(made, network).items() if s in givable and set(readers) <= readable}
+        found = {s: readers for s, readers in _groups(made, network).items() if set(readers) <= readable}
+        groups = {s: readers for s, readers in found.items() if not meets(s, self.keep) and not meets(s.rpartition(".")[0], self.keep)}
         if not groups:
-            raise Unsupported("Smooth needs a layer norm or linear layer that only linear layers read, found none")
+            raise Unsupported("Smooth needs a norm, scale or linear layer that only linear layers read, found none")
         largest = _largest(made, [readers[0] for readers in groups.values()], network, context)
         for source, readers in groups.items():
             _smooth(made, source, readers, largest[readers[0]], self.alpha)
@@ -87,19 +91,36 @@ class Smooth:
 
 
 def _groups(module: fx.GraphModule, network: Network) -> dict[str, tuple[str, ...]]:
-    """For each norm or linear layer that can give a factor away, the linear layers that read it."""
+    """For each norm, scale (by its path) or linear layer that can give a factor away, the linear layers that read it."""
     free, found = unshared(module), dict[str, tuple[str, ...]]()
     for node in module.graph.nodes:
-        if node.op != "call_module" or str(node.target) not in free or type(module.get_submodule(str(node.target))) is not nn.LayerNorm:
-            continue
+        source = _norm(module, node) if str(node.target) in free else _scale(module, node)
         readers = [str(u.target) if u.op == "call_module" else "" for u in node.users]
-        linear = all(r in free and type(module.get_submodule(r)) is nn.Linear for r in readers)
-        if readers and linear and len(module.get_submodule(str(node.target)).normalized_shape) == 1:  # type: ignore[arg-type]
-            found[str(node.target)] = tuple(readers)
+        if source and readers and all(r in free and type(module.get_submodule(r)) is nn.Linear for r in readers):
+            found[source] = tuple(readers)
     for pair in pairs(module, network.example):
         if type(module.get_submodule(pair.first)) is type(module.get_submodule(pair.second)) is nn.Linear:
             found[pair.first] = (pair.second,)
     return found
+
+
+def _norm(module: fx.GraphModule, node: fx.Node) -> str:
+    layer: Any = module.get_submodule(str(node.target))
+    return str(node.target) if type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1 else ""
+
+
+def _scale(module: fx.GraphModule, node: fx.Node) -> str:
+    """The path of a weight, one number for each channel, that a product multiplies with and nothing else reads."""
+    if node.target is not torch.ops.aten.mul.Tensor:
+        return ""
+    held = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
+    read = Counter(str(n.target) for n in module.graph.nodes if n.op == "get_attr")
+    for given in node.all_input_nodes:
+        weight = attrgetter(str(given.target))(module) if given.op == "get_attr" else None
+        alone = held[id(weight)] == read[str(given.target)] == len(given.users) == 1
+        if isinstance(weight, nn.Parameter) and weight.dim() == 1 and len(weight) > 1 and alone:
+            return str(given.target)
+    return ""
 
 
 def _largest(module: fx.GraphModule, names: Sequence[str], network: Network, context: Context) -> Mapping[str, Tensor]:
@@ -139,6 +160,10 @@ def _smooth(module: fx.GraphModule, source: str, readers: Sequence[str], largest
     weights = torch.stack([incoming(layer, 1) for layer in reading]).amax(0)
     alive = (largest > _LEAST) & (weights > _LEAST)
     factor = torch.where(alive, largest.where(alive, 1.0) ** alpha / weights.where(alive, 1.0) ** (1 - alpha), 1.0)
-    scale_output(module.get_submodule(source), 1 / factor)
+    if isinstance(scale := attrgetter(source)(module), nn.Parameter):
+        with torch.no_grad():
+            scale.copy_(scale.double() / factor)
+    else:
+        scale_output(scale, 1 / factor)
     for layer in reading:
         scale_input(layer, factor, 1)

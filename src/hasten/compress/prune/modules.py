@@ -121,6 +121,14 @@ def _layer_norm(trace: Trace, node: fx.Node) -> Axes:
     return x
 
 
+def _rms_norm(trace: Trace, node: fx.Node) -> Axes:
+    """The mean of squares: what is zero may be missing where the layer is told of how many."""
+    layer, x = _layer(trace, node), trace.whole(node.args[0])
+    for back, ids in enumerate(reversed(trace.parameter(layer.weight).plain), start=1):
+        trace.units.tie(x.plain[-back], ids, f"{node.target} reads it, and it cannot shrink")
+    return x
+
+
 def _group_norm(trace: Trace, node: fx.Node) -> Axes:
     """A group goes as a whole: the mean of what is left stays."""
     layer, x = _layer(trace, node), trace.whole(node.args[0])
@@ -164,6 +172,7 @@ RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
     **dict.fromkeys(recurrent.KINDS, recurrent.layers),

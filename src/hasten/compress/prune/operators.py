@@ -314,16 +314,6 @@ def _instance_norm(trace: Trace, node: fx.Node) -> Axes:
     return x
 
 
-def _rms_norm(trace: Trace, node: fx.Node) -> Axes:
-    """The mean of squares: what is zero may be missing where the call is told of how many."""
-    given = arguments(node)
-    x, why = trace.whole(given["input"]), f"{trace.name(node)} reads it, and it cannot shrink"
-    if trace.is_tensor(given.get("weight")):
-        for back, ids in enumerate(reversed(trace.whole(given["weight"]).plain), start=1):
-            trace.units.tie(x.plain[-back], ids, why)
-    return x
-
-
 _STATISTICS = (
     "amax", "amin", "var", "std", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp",
 )  # fmt: skip
@@ -369,6 +359,5 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), moves.shuffled),
     "repeat_interleave": moves.repeated,
     "instance_norm": _instance_norm,
-    "rms_norm": _rms_norm,
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), recurrent.cell),
 }  # fmt: skip

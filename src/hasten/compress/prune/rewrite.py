@@ -80,12 +80,25 @@ def _tell_sizes(layer: Any, per_group: int) -> None:
     elif type(layer) is nn.GroupNorm:
         layer.num_channels = len(layer.weight)
         layer.num_groups = layer.num_channels // per_group
+    elif type(layer) is nn.RMSNorm:
+        _tell_of_squares(layer)
     elif type(layer) is nn.Embedding:
         layer.embedding_dim = layer.weight.shape[1]
     elif type(layer) in recurrent.KINDS and not layer.proj_size:
         layer.input_size, layer.hidden_size = int(layer.weight_ih_l0.size(1)), int(layer.weight_hh_l0.size(1))
     elif type(layer) is nn.PReLU:
         layer.num_parameters = layer.weight.numel()
+
+
+@torch.no_grad()
+def _tell_of_squares(layer: nn.RMSNorm) -> None:
+    """Of m, the mean over a share of what was there: x / √(share · m + ε) = x / √(m + ε / share) / √share."""
+    share = layer.weight.numel() / math.prod(layer.normalized_shape)
+    eps = torch.finfo(layer.weight.dtype).eps if layer.eps is None else layer.eps
+    layer.normalized_shape = tuple(layer.weight.shape)
+    if share < 1:
+        layer.eps = eps / share
+        layer.weight.mul_(share**-0.5)
 
 
 def _rewrite(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
@@ -102,7 +115,7 @@ def _rewrite(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
     elif name == "slice":
         _cut(trace, old, node, gone)
-    elif name in ("mean", "rms_norm"):
+    elif name == "mean":
         _tell_of_zeros(trace, old, node, gone)
 
 
@@ -142,18 +155,11 @@ def _cut(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
 
 def _tell_of_zeros(trace: Trace, old: fx.Node, node: fx.Node, gone: Ids) -> None:
     """A mean is over all that were there: those that are gone were zero."""
-    given, x = arguments(old), trace.of(old.args[0])
-    square = "normalized_shape" in given
-    over = range(-len(given["normalized_shape"]), 0) if square else reduced(given.get("dim"), len(x.shape))
-    sizes = x.sizes(trace.units, gone)
+    x = trace.of(old.args[0])
+    over, sizes = reduced(arguments(old).get("dim"), len(x.shape)), x.sizes(trace.units, gone)
     share = math.prod(sizes[a] for a in over) / math.prod(x.shape[a] for a in over)
     if share == 1:
         return
-    if square:  # x / √(share · m + ε) = (x / √(m + ε / share)) / √share
-        eps = given["eps"] if given.get("eps") is not None else torch.finfo(next(trace.module.parameters()).dtype).eps
-        _set(node, "normalized_shape", [sizes[a] for a in over])
-        _set(node, "eps", eps / share)
-        share **= -0.5
     with node.graph.inserting_after(node):
         told = node.graph.call_function(torch.ops.aten.mul.Tensor, (node, share))
     node.replace_all_uses_with(told, delete_user_cb=lambda user: user is not told)
