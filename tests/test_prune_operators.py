@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hasten.compress import PruneStructure
 from hasten.compress.prune.structure import analyse
+from hasten.core.errors import Unsupported
 from hasten.load.lower import forward
 from test_prune_structure import given, half, seen
 
@@ -121,6 +122,25 @@ def test_what_is_zero_leaves_without_a_trace(name: str) -> None:
         np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(np.abs(a).max())))
     for layer, width in widths.items():
         assert len(made.module.get_submodule(layer).weight) == width, layer
+
+
+class Mirrored(nn.Module):
+    """Codes of half the width, read back with the weight that made them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(16, 12) * 0.2), nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.tanh(F.linear(x, self.weight, self.bias)), self.weight.t())
+
+
+def test_weights_of_the_network_itself_shrink_and_are_meant_by_their_names() -> None:
+    of = given(Mirrored(), torch.randn(4, 12))
+    for only in ((), ("weight",)):
+        assert PruneStructure(ratio=0.5, multiple=1, only=only).apply(of, seen(of)).module.get_parameter("weight").shape == (8, 12)
+    with pytest.raises(Unsupported):
+        PruneStructure(ratio=0.5, multiple=1, keep=("weight",)).apply(of, seen(of))
 
 
 def test_the_weight_of_a_product_shrinks_as_a_layer_does() -> None:

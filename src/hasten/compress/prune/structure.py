@@ -20,6 +20,7 @@ from hasten.compress.prune import rewrite
 from hasten.compress.prune.trace import Place, Trace
 from hasten.compress.prune.units import Ids
 from hasten.core.errors import Unsupported
+from hasten.core.names import check_met, meets
 from hasten.core.network import Arrays, Network
 from hasten.load.lower import forward, relative_difference
 
@@ -188,13 +189,12 @@ def chosen(structure: Structure, *, only: Sequence[str], keep: Sequence[str]) ->
         UsageError: where a pattern meets no layer.
         Unsupported: where a layer named in full cannot shrink, or nothing is left.
     """
-    kinds = tuple({type(m) for m in structure.module.modules()})
-    wanted = set(lifting.named(structure.module, kinds, only=only, keep=keep))
-    held = set(lifting.named(structure.module, kinds, only=keep)) if keep else set()
+    check_met((*only, *keep), [*(n for n, _ in structure.module.named_modules() if n), *(n for f in structure.families for n in f.layers)])
     for name in only:
         if name in structure.refused:
             raise Unsupported(f"{name} cannot shrink: {structure.refused[name]}")
-    found = [f for f in structure.families if wanted & set(f.layers) and not held & set(f.layers)]
+    meant = [f for f in structure.families if not only or any(meets(name, only) for name in f.layers)]
+    found = [f for f in meant if not any(meets(name, keep) for name in f.layers)]
     if not found:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(structure.refused.items())[:3])
         raise Unsupported(f"nothing in this network can shrink ({reasons or 'it has no layers with weights'})")
