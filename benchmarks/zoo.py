@@ -82,6 +82,14 @@ def ghost(x: Tensor, main: nn.Module, cheap: nn.Module) -> Tensor:
     return torch.cat([made, cheap(made)], 1)
 
 
+def stepwise(x: Tensor, cell: nn.LSTMCell) -> Tensor:
+    """The last state of a cell that is called step by step."""
+    state = cells = x.new_zeros(len(x), cell.hidden_size)
+    for t in range(x.shape[1]):
+        state, cells = cell(x[:, t], (state, cells))
+    return state
+
+
 def last_of(x: Tensor, layer: nn.Module) -> Tensor:
     """The last step of a recurrent layer."""
     return layer(x)[0][:, -1]  # type: ignore[no-any-return]
@@ -162,6 +170,8 @@ def own() -> dict[str, Callable[[], Built]]:
         "PReLU and GroupNorm": lambda: image_net(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.PReLU(32), width=32),
         "nn.TransformerEncoder": lambda: (nn.Sequential(nn.Linear(8, 32), nn.TransformerEncoder(attention, 2, enable_nested_tensor=False), Apply(lambda x: x.mean(1)), nn.Linear(32, 4)), torch.randn(2, 9, 8)),
         "LSTM, 2 layers": lambda: (nn.Sequential(Apply(last_of, nn.LSTM(8, 32, 2, batch_first=True)), nn.Linear(32, 4)), torch.randn(2, 12, 8)),
+        "RNN, two layers": lambda: (nn.Sequential(Apply(last_of, nn.RNN(8, 32, 2, batch_first=True)), nn.Linear(32, 4)), torch.randn(2, 12, 8)),
+        "LSTMCell": lambda: (nn.Sequential(Apply(stepwise, nn.LSTMCell(8, 32)), nn.Linear(32, 4)), torch.randn(2, 6, 8)),
         "GRU, two ways": lambda: (nn.Sequential(Apply(last_of, nn.GRU(8, 32, batch_first=True, bidirectional=True)), nn.Linear(64, 4)), torch.randn(2, 12, 8)),
     }  # fmt: skip
 
