@@ -166,6 +166,24 @@ def test_what_a_norm_takes_the_mean_of_stays_for_that_reason() -> None:
     assert "takes its mean" in structure.refused["first"]
 
 
+class Centred(nn.Module):
+    """A layer norm written out: what is gone was not zero once the mean was taken off it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x - x.mean(-1, keepdim=True)
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+def test_a_mean_over_what_is_not_zero_keeps_its_axis_even_where_it_hardly_shows() -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(12, 16, bias=False)
+    with torch.no_grad():
+        first.weight[2::4], first.weight[3::4] = -first.weight[::4], -first.weight[1::4]  # the mean is zero, of every other unit too
+        first.weight[0, 0] += 1e-3
+    structure = analyse(given(Between(first, Centred(), nn.Linear(16, 3)), torch.randn(TOKENS)))
+    assert structure.families == ()
+
+
 def test_the_smallest_of_a_vector_sees_zeros() -> None:
     structure = analyse(
         given(Between(nn.Linear(12, 16), lambda x: x * x.norm(-1, -1, keepdim=True), nn.Linear(16, 3)), torch.randn(TOKENS))

@@ -299,7 +299,8 @@ def check_forward(network: Network) -> Network:
         raise ModelRefused("expected a network that gives at least one tensor, got none")
     for i, output in enumerate(given):
         if output.ndim == 0 or len(output) != rows:
-            raise ModelRefused(f"output {i} must have one row for each of {rows} examples, got shape {output.shape}")
+            turned = f"; they seem to lie on axis {output.shape.index(rows)}, put them first" if rows in output.shape[1:] else ""
+            raise ModelRefused(f"output {i} must have one row for each of {rows} examples, got shape {output.shape}{turned}")
         if output.dtype.kind == "f" and np.isnan(output).any():
             raise ModelRefused(f"output {i} must be numbers, got NaN on the example")
     if any(network.open_axes) and not _runs(network, shorter(network)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from hasten.compress.prune import moves, products, recurrent
 from hasten.compress.prune.trace import Result, Trace
@@ -225,6 +225,17 @@ def _total(trace: Trace, node: fx.Node) -> Result | None:
     over = reduced(given.get("dim"), len(x.shape))
     left = [None if a in over else u for a, u in enumerate(x.plain) if given.get("keepdim") or a not in over]
     return Axes.of(shape, left) if isinstance(shape, tuple) else [Axes.of(one, left) for one in shape]
+
+
+def sums_over(trace: Trace, node: fx.Node) -> list[int]:
+    """The axes of its first argument that a call sums over, in a way that does not see zeros; none for other calls."""
+    if node.op == "call_module":
+        layer: Any = trace.module.get_submodule(str(node.target))
+        return list(range(-len(layer.normalized_shape), 0)) if type(layer) is nn.RMSNorm else []
+    name = str(getattr(node.target, "overloadpacket", "")).removeprefix("aten.")
+    if name not in ("sum", "mean", "norm", "linalg_vector_norm"):
+        return []
+    return reduced(arguments(node).get("dim"), len(trace.of(node.args[0]).shape))
 
 
 def reduced(dims: Any, axes: int) -> list[int]:
