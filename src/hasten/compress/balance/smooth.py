@@ -94,7 +94,7 @@ def _groups(module: fx.GraphModule, network: Network) -> dict[str, tuple[str, ..
     """For each norm, scale (by its path) or linear layer that can give a factor away, the linear layers that read it."""
     free, found = unshared(module), dict[str, tuple[str, ...]]()
     for node in module.graph.nodes:
-        source = _norm(module, node) if str(node.target) in free else _scale(module, node)
+        source = _scale(module, node) if node.op != "call_module" else _norm(module, node) if str(node.target) in free else ""
         readers = [str(u.target) if u.op == "call_module" else "" for u in node.users]
         if source and readers and all(r in free and type(module.get_submodule(r)) is nn.Linear for r in readers):
             found[source] = tuple(readers)
@@ -105,6 +105,7 @@ def _groups(module: fx.GraphModule, network: Network) -> dict[str, tuple[str, ..
 
 
 def _norm(module: fx.GraphModule, node: fx.Node) -> str:
+    """The name of a norm over one axis."""
     layer: Any = module.get_submodule(str(node.target))
     return str(node.target) if type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1 else ""
 
