@@ -86,6 +86,13 @@ def test_the_budget_and_the_tolerance_are_kept() -> None:
         assert 0 < sum(whole[name] for name in stay) <= floats * sum(whole.values())
 
 
+def test_where_all_layers_would_stay_in_floats_it_says_so() -> None:
+    network, context = of(mlp())
+    first, _ = quantizable(network.graph, ONNXRUNTIME)  # 64·96 of the 64·96 + 96·10 multiplications
+    with pytest.raises(Unsupported, match="all layers that could be rounded have less than 20% of the multiplications"):
+        QuantizeMixed(floats=0.2, keep=(first,)).apply(network, context)
+
+
 def test_counts_by_layer_add_up() -> None:
     network, _ = of(cnn())
     counted = layer_macs(network)

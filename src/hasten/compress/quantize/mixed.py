@@ -74,8 +74,8 @@ class QuantizeMixed:
         """The graph with pairs around most layers; the given one stays as it is.
 
         Raises:
-            Unsupported: as `QuantizeStatic`, where the multiplications cannot be counted, and where no layer fits in `floats`: then
-                `QuantizeStatic` does the same.
+            Unsupported: as `QuantizeStatic`, where the multiplications cannot be counted, where no layer fits in `floats`: then
+                `QuantizeStatic` does the same, and where all of them do: then nothing would be rounded.
         """
         seen = calibration(network, context.calibrate, context.progress)
         wiring = normalise(network.graph)
@@ -87,6 +87,10 @@ class QuantizeMixed:
         stay = chosen(errors, costs, floats=self.floats, tolerance=self.tolerance)
         if not stay and sum(errors.values()) > self.tolerance:
             raise Unsupported(f"QuantizeMixed found no layer with less than {self.floats:.0%} of the multiplications; use QuantizeStatic")
+        if len(stay) == len(errors):
+            raise Unsupported(
+                f"all layers that could be rounded have less than {self.floats:.0%} of the multiplications and stay in floats"
+            )
         static = QuantizeStatic(observer=self.observer, bias_correction=self.bias_correction, keep=(*always, *stay))
         return static.apply(network.with_body(wiring.model()), context)
 
