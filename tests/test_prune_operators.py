@@ -143,6 +143,31 @@ def test_weights_of_the_network_itself_shrink_and_are_meant_by_their_names() -> 
         PruneStructure(ratio=0.5, multiple=1, keep=("weight",)).apply(of, seen(of))
 
 
+class Placed(nn.Module):
+    """Attention with a bias for each head, looked up by how far apart two tokens are; the places are stored."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.table = nn.Linear(12, 48), nn.Linear(16, 3), nn.Linear(1, 4)
+        self.register_buffer("places", (torch.arange(6)[:, None] - torch.arange(6)).abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        table = self.table(torch.arange(6.0)[:, None])  # (6, heads)
+        bias = table[self.places.view(-1)].view(6, 6, 4).permute(2, 0, 1)
+        return self.out(((q @ k.transpose(-1, -2) / 2 + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_stored_places_are_no_units() -> None:
+    torch.manual_seed(0)
+    of = given(Placed(), torch.randn(TOKENS))
+    made = PruneStructure(ratio=0.5, multiple=1).apply(of, seen(of)).module
+    assert made.get_submodule("table").out_features == 2
+    assert made.get_submodule("out").in_features == 8
+
+
 def test_the_weight_of_a_product_shrinks_as_a_layer_does() -> None:
     torch.manual_seed(0)
     of = given(nn.Sequential(Weighted()), torch.randn(TOKENS))

@@ -128,7 +128,7 @@ class Trace:
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
                 value = self._attribute(node)
-                self.results[node] = self.parameter(value) if isinstance(value, Tensor) else None
+                self.results[node] = self._stored(value) if isinstance(value, Tensor) else None
             elif node.op == "call_module":
                 rule = modules.RULES.get(type(self.module.get_submodule(str(node.target))))
                 self.results[node] = self._unknown(node) if rule is None else rule(self, node)
@@ -138,6 +138,10 @@ class Trace:
                 self.results[node] = self.bare(node)
             elif node.op == "output":
                 self._held(node, "the network gives it out")
+
+    def _stored(self, value: Tensor) -> Axes:
+        """Whole numbers are positions and masks: they stay as they are."""
+        return self.parameter(value) if value.is_floating_point() or value.is_complex() else Axes.bare(tuple(value.shape))
 
     def _attribute(self, node: fx.Node) -> Any:
         return operator.attrgetter(str(node.target))(self.module)
