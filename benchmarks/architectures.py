@@ -39,11 +39,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     makers = zoo.own() | ({} if options.quick else zoo.transformers())
     wanted = options.only or (QUICK if options.quick else tuple(makers))
     engines: list[Engine] = [OnnxRuntime(threads=1), OpenVINO(threads=1), *([TorchCompile(threads=1)] if options.compile else [])]
-    rows = []
+    rows = {r["name"]: r for r in (machine.earlier("architectures", "rows") if options.only and options.save else [])}
     for name in wanted:
-        rows.append(_row(name, makers[name], engines))
-        options.keep(_summed(rows, engines))
-    return _summed(rows, engines)
+        rows[name] = _row(name, makers[name], engines)
+        options.keep(_summed(list(rows.values()), engines))
+    return _summed(list(rows.values()), engines)
 
 
 def _summed(rows: list[dict[str, Any]], engines: list[Engine]) -> dict[str, Any]:
