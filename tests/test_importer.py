@@ -36,7 +36,7 @@ LAYERS = {
     "unet": {"Conv2d": 3, "ReLU": 1, "GroupNorm": 1, "SiLU": 1, "ConvTranspose2d": 1},
     "lstm": {"LSTM": 2, "Linear": 1},
     "gru": {"GRU": 1, "Linear": 1},
-    "rnn": {"RNN": 1, "Linear": 1},
+    "rnn": {"RNN": 2, "Linear": 1},
     "encoder": {"Linear": 5, "LayerNorm": 2, "ReLU": 1},
     "transformer": {"Embedding": 1, "Linear": 5, "LayerNorm": 2, "GELU": 1},
     "dilated": {"Conv1d": 4, "ReLU": 3, "Linear": 1},
