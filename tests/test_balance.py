@@ -264,6 +264,20 @@ def test_a_scale_that_something_else_reads_stays() -> None:
         Smooth().apply(of, context(of))
 
 
+def test_a_scale_that_is_the_weight_of_a_layer_too_stays() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.one, self.other = nn.LayerNorm(16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(self.norm.weight * x) + self.other(self.norm(x))
+
+    of = made_of(Tied(), 5, 16)
+    with pytest.raises(Unsupported, match="found none"):
+        Smooth().apply(of, context(of))
+
+
 def test_smooth_leaves_a_norm_with_a_shortcut_alone() -> None:
     of = network("encoder")  # post-norm: both norms feed shortcuts
     made = Smooth().apply(of, context(of))

@@ -65,7 +65,7 @@ def fold_constants(module: fx.GraphModule) -> list[str]:
 def as_layers(network: Network, module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     """The module, lifted anew where a convolution or a product reads one of these as its weight: it is a layer now."""
     new = [n for n in module.graph.nodes if n.op == "get_attr" and n.target in names]
-    if not any(_multiplies(user) for n in new for user in n.users):
+    if not any(multiplies(user) for n in new for user in n.users):
         return module
     with quiet():
         return lift(export_program(network.with_body(module)))
@@ -74,13 +74,12 @@ def as_layers(network: Network, module: fx.GraphModule, names: Sequence[str]) ->
 def with_made_weights(network: Network) -> Network | None:
     """The network where weights of convolutions and products that are computed from others are made once, or None where there are none."""
     module = lifted(network)
-    if not any(_multiplies(n) for n in module.graph.nodes):
-        return None
     names = fold_constants(module)
     return network.with_body(as_layers(network, module, names)) if names else None
 
 
-def _multiplies(node: fx.Node) -> bool:
+def multiplies(node: fx.Node) -> bool:
+    """Whether it is a convolution or product that is no layer, as one whose weight is computed."""
     return getattr(node.target, "overloadpacket", None) in _PRODUCTS
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as tree
 
 from hasten.compress import calls
 from hasten.compress import layers as lifting
-from hasten.compress.fold.constant import with_made_weights
+from hasten.compress.fold.constant import multiplies, with_made_weights
 from hasten.compress.prune import rewrite
 from hasten.compress.prune.operators import sums_over
 from hasten.compress.prune.trace import Place, Trace
@@ -86,7 +87,8 @@ class Structure:
     def exact(self, gone: Ids) -> str | None:
         """None where `without` gives what `silenced` gives, else what is wrong."""
         try:
-            expected = _run(self.silenced(gone), self.network.example)
+            silent = _Sums(self.silenced(gone), self.trace, gone)
+            expected = silent.outputs(self.network.example)
             given = _run(self.without(gone), self.network.example)
         except Exception as why:  # a shape that does not fit any more shows as any error
             return f"it does not run without them: {str(why).splitlines()[0][:120] if str(why) else type(why).__name__}"
@@ -96,10 +98,7 @@ class Structure:
         worst = next((d for d in apart if not d <= EXACT), None)  # NaN too
         if worst is not None:
             return f"its outputs differ by {worst:.2g} of the largest without them"
-        sums = _Sums(self.silenced(gone), self.trace, gone)
-        with torch.no_grad():
-            sums.run(*calls.inputs(sums.module, self.network.example))
-        return sums.found
+        return silent.found
 
     def positions(self, place: Place) -> Ids:
         """The root of each position along an axis of a stored tensor."""
@@ -126,6 +125,12 @@ class _Sums(fx.Interpreter):
         self._trace, self._gone = trace, gone
         self._known = {node.name: node for node in trace.module.graph.nodes}
 
+    def outputs(self, example: Arrays) -> Arrays:
+        """What the network gives, flat."""
+        with torch.no_grad():
+            given = self.run(*calls.inputs(self.module, example))
+        return tuple(t.numpy() for t in tree.tree_leaves(given) if isinstance(t, torch.Tensor))
+
     def run_node(self, n: fx.Node) -> object:
         node = self._known[n.name]
         over = sums_over(self._trace, node)
@@ -146,7 +151,8 @@ def analyse(network: Network) -> Structure:
     Raises:
         Unsupported: where torch.export cannot follow the module.
     """
-    found, other = _analysed(network), with_made_weights(network)
+    found = _analysed(network)
+    other = with_made_weights(network) if any(map(multiplies, found.module.graph.nodes)) else None
     made = found if other is None else _analysed(other)
     return made if len(made.families) > len(found.families) else found
 
