@@ -115,10 +115,10 @@ def _scale(module: fx.GraphModule, node: fx.Node) -> str:
     if node.target is not torch.ops.aten.mul.Tensor:
         return ""
     held = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
-    read = Counter(str(n.target) for n in module.graph.nodes if n.op == "get_attr")
+    called = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     for given in node.all_input_nodes:
         weight = attrgetter(str(given.target))(module) if given.op == "get_attr" else None
-        alone = held[id(weight)] == read[str(given.target)] == len(given.users) == 1
+        alone = held[id(weight)] == len(given.users) == 1 and str(given.target).rpartition(".")[0] not in called
         if isinstance(weight, nn.Parameter) and weight.dim() == 1 and len(weight) > 1 and alone:
             return str(given.target)
     return ""
