@@ -264,11 +264,15 @@ def test_a_scale_that_something_else_reads_stays() -> None:
         Smooth().apply(of, context(of))
 
 
-def test_a_scale_that_is_the_weight_of_a_layer_too_stays() -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_a_scale_that_is_the_weight_of_a_layer_too_stays(first: bool) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.one, self.other = nn.LayerNorm(16), nn.Linear(16, 4), nn.Linear(16, 4)
+            norm = nn.LayerNorm(16)
+            if first:  # the weight is known by this name, and the norm as its other holder
+                self.scale = norm.weight
+            self.norm, self.one, self.other = norm, nn.Linear(16, 4), nn.Linear(16, 4)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.one(self.norm.weight * x) + self.other(self.norm(x))

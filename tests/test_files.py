@@ -220,7 +220,7 @@ FAULTS = {
     "nan": "output 0 must be numbers, got NaN",
     "none": "at least one tensor, got none",
     "sum": r"one row for each of 4 examples, got shape \(\)",
-    "turned": r"got shape \(3, 4\)",
+    "turned": r"got shape \(3, 4\); they seem to lie on axis 1, put them first",
 }
 
 

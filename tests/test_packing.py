@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from hasten.load.program import export_program
 class Reader(nn.Module):
     """Ids that are padded with 0; the answer hangs on the last states, the mean of all steps, or the last cells."""
 
-    def __init__(self, kind: type[nn.LSTM | nn.GRU | nn.RNN], says: str, *, ways: int = 1, layers: int = 1, begins: bool = False) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], says: str, *, ways: int = 1, layers: int = 1, begins: bool = False) -> None:
         super().__init__()
         self.says, self.begins, self.states = says, begins, layers * ways
         self.words = nn.Embedding(20, 12)
@@ -53,6 +55,7 @@ READERS = {
     "GRU": lambda: Reader(nn.GRU, "last", layers=2),
     "GRU, all steps": lambda: Reader(nn.GRU, "mean", ways=2),
     "RNN, two ways, two layers": lambda: Reader(nn.RNN, "last", ways=2, layers=2),
+    "RNN with ReLU": lambda: Reader(lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k), "mean"),
     "GRU with first states": lambda: Reader(nn.GRU, "last", ways=2, begins=True),
 }
 

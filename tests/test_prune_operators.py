@@ -93,6 +93,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]
         TOKENS,
         {"first": 8},
     ),
+    "zeros_like": (
+        lambda: Between(nn.Linear(12, 16), lambda x: torch.cat([x, torch.zeros_like(x)], 1), nn.Linear(16, 3)),
+        TOKENS,
+        {"first": 8},
+    ),
     "LSTMCell": (lambda: Cells(nn.LSTMCell(12, 16)), TOKENS, {}),
     "GRUCell": (lambda: Cells(nn.GRUCell(12, 16, bias=False)), TOKENS, {}),
     "RNNCell": (lambda: Cells(nn.RNNCell(12, 16, nonlinearity="relu")), TOKENS, {}),

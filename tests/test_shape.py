@@ -16,6 +16,7 @@ from hasten.core.data import View
 from hasten.core.errors import DataRefused, Unsupported, UsageError
 from hasten.core.network import Network
 from hasten.core.recipe import Context, Step
+from hasten.load.files import from_module
 from hasten.load.lower import forward
 from networks import Dilated, equal, network
 
@@ -262,6 +263,10 @@ def test_where_no_norm_goes() -> None:
             InsertNorm().apply(
                 network(name), Context(train=View(inputs=network(name).example), calibrate=View(inputs=network(name).example))
             )
+    x = torch.randn(4, 6)
+    squares = from_module(nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8), nn.ReLU(), nn.Linear(8, 3)), x)
+    with pytest.raises(Unsupported, match="without a norm behind it, found none"):
+        InsertNorm().apply(squares, Context(train=View(inputs=squares.example), calibrate=View(inputs=squares.example)))
     empty = View(inputs=(np.zeros((0, 3, 8, 8), np.float32),))
     with pytest.raises(DataRefused, match="calibration needs at least 1 examples"):
         InsertNorm().apply(of, Context(train=empty, calibrate=empty))
